@@ -1,0 +1,259 @@
+"""What a tool-calling task is: tools, calls and the wanted behaviour. No jax, no disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Behavior = Literal["execute", "clarify", "refuse"]
+BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+  """One callable tool, as its JSON schema describes it.
+
+  Attributes:
+    name: the tool's name, matched exactly.
+    description: free text shown to the model.
+    parameters: a JSON schema of type `object` (`properties`, `required`).
+  """
+
+  name: str
+  description: str = ""
+  parameters: Mapping[str, Any] = field(default_factory=dict)
+
+  @property
+  def properties(self) -> Mapping[str, Any]:
+    """The schema of each argument, by name."""
+    properties = self.parameters.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+  @property
+  def required(self) -> tuple[str, ...]:
+    """The names of the arguments that a call must give."""
+    return tuple(self.parameters.get("required") or ())
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the function object without the `{"type": "function"}` envelope."""
+    return {
+      "name": self.name,
+      "description": self.description,
+      "parameters": dict(self.parameters),
+    }
+
+  @classmethod
+  def from_json(cls, value: Any) -> ToolSpec:
+    """Reads a tool with or without the `{"type": "function", "function": ...}` envelope.
+
+    Raises:
+      ValueError: `value` is not a tool; the message says what is missing.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
+      value = value["function"]
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+      raise ValueError('a tool is an object with a "name" and "parameters" (a JSON schema)')
+    parameters = value.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+      raise ValueError(f'tool {value["name"]!r}: "parameters" must be a JSON schema object')
+    return cls(value["name"], str(value.get("description") or ""), parameters)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+  """One call of a tool: its name and its arguments as JSON values."""
+
+  name: str
+  arguments: Mapping[str, Any] = field(default_factory=dict)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns `{"name": ..., "arguments": {...}}`."""
+    return {"name": self.name, "arguments": dict(self.arguments)}
+
+
+@dataclass(frozen=True)
+class ToolTask:
+  """One prompt and what the right answer to it is.
+
+  Attributes:
+    messages: the chat so far, as role/content mappings.
+    behavior: what the answer must do.
+    calls: the wanted calls (empty unless `behavior` is `execute`).
+    answer: a right answer as text; for `execute` it is the JSON list of `calls`.
+    tools: the tools on offer, whether they came in `tools` or in the system message.
+    native_tools: True when the chat template is to render `tools`; False when the system message
+      already holds them.
+    missing: required arguments that the request does not give (`clarify` only).
+    possible_answers: the Berkeley leaderboard's accepted values, one mapping per wanted call, or
+      None for exact comparison.
+    extra: the whole `extra_info` of the row.
+    data_source: the row's `data_source`, kept for rewards that were written for verl.
+  """
+
+  messages: tuple[Mapping[str, Any], ...]
+  behavior: Behavior
+  calls: tuple[ToolCall, ...] = ()
+  answer: str = ""
+  tools: tuple[ToolSpec, ...] = ()
+  native_tools: bool = False
+  missing: tuple[str, ...] = ()
+  possible_answers: tuple[Mapping[str, Mapping[str, Sequence[Any]]], ...] | None = None
+  extra: Mapping[str, Any] = field(default_factory=dict)
+  data_source: str = ""
+
+  @property
+  def id(self) -> str:
+    """The row's own id, or the empty string."""
+    return str(self.extra.get("id", ""))
+
+  @property
+  def tool_name(self) -> str:
+    """The tool that this task is about (for scores per tool); may be the empty string."""
+    return str(self.extra.get("tool") or (self.calls[0].name if self.calls else ""))
+
+  @property
+  def request(self) -> str:
+    """The last user message."""
+    for message in reversed(self.messages):
+      if message.get("role") == "user":
+        return str(message.get("content") or "")
+    return ""
+
+  @classmethod
+  def from_row(cls, row: Mapping[str, Any]) -> ToolTask:
+    """Reads one row of the JSONL data contract.
+
+    Args:
+      row: a mapping with `prompt` and `reward_model.ground_truth`, and optionally `tools`,
+        `extra_info` and `data_source`. `tools`, `ground_truth` and `extra_info` may also be JSON
+        text (parquet files often hold them so).
+
+    Raises:
+      ValueError: one sentence saying what is wrong and what was expected.
+    """
+    messages = _messages(row.get("prompt"))
+    reward_model = _decoded(row.get("reward_model"))
+    if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
+      raise ValueError('"reward_model" must be an object with "ground_truth"')
+    extra = _decoded(row.get("extra_info")) or {}
+    if not isinstance(extra, Mapping):
+      raise ValueError('"extra_info" must be an object')
+    native = _decoded(row.get("tools")) or ()
+    if isinstance(native, (str, Mapping)) or not isinstance(native, Sequence):
+      raise ValueError('"tools" must be a list of tool schemas')
+    tools = tuple(ToolSpec.from_json(_decoded(tool)) for tool in native)
+
+    calls, text = read_ground_truth(reward_model["ground_truth"])
+    behavior = extra.get("behavior")
+    if behavior is None:
+      behavior = "execute" if calls else ("clarify" if "?" in text else "refuse")
+    if behavior not in BEHAVIORS:
+      raise ValueError(
+        f'"extra_info.behavior" is {behavior!r}; expected one of {", ".join(BEHAVIORS)}'
+      )
+    if behavior == "execute" and not calls:
+      raise ValueError('behavior "execute" needs a ground_truth that is a JSON list of calls')
+    if behavior != "execute" and calls:
+      raise ValueError(f"behavior {behavior!r} needs a ground_truth that is text, not calls")
+    accepted = _decoded(extra.get("possible_answers"))
+    if accepted is not None and (
+      not isinstance(accepted, Sequence)
+      or isinstance(accepted, str)
+      or len(accepted) != len(calls)
+      or not all(isinstance(entry, Mapping) for entry in accepted)
+    ):
+      raise ValueError('"extra_info.possible_answers" must be a list with one object a wanted call')
+    return cls(
+      messages=messages,
+      behavior=behavior,
+      calls=calls,
+      answer=json.dumps([c.to_json() for c in calls], ensure_ascii=False) if calls else text,
+      tools=tools or tools_in_text(_system_text(messages)),
+      native_tools=bool(tools),
+      missing=tuple(str(name) for name in extra.get("missing") or ()),
+      possible_answers=None if accepted is None else tuple(accepted),
+      extra=extra,
+      data_source=str(row.get("data_source") or ""),
+    )
+
+
+def read_ground_truth(value: Any) -> tuple[tuple[ToolCall, ...], str]:
+  """Splits a ground truth into calls and text; exactly one of the two is non-empty.
+
+  Args:
+    value: a list of calls, the same as JSON text, or plain text.
+
+  Raises:
+    ValueError: the value is empty, or looks like calls and is malformed.
+  """
+  decoded = value
+  if isinstance(value, str):
+    stripped = value.strip()
+    decoded = _decoded(stripped) if stripped[:1] in ("[", "{") else stripped
+    if stripped[:2] in ("[{", '{"') and isinstance(decoded, str):
+      raise ValueError("ground_truth looks like JSON but does not parse")
+  if isinstance(decoded, Mapping):
+    decoded = [decoded]
+  if isinstance(decoded, str) and decoded:
+    return (), decoded
+  if isinstance(decoded, Sequence) and decoded and not isinstance(decoded, str):
+    return tuple(_call(entry) for entry in decoded), ""
+  raise ValueError("ground_truth must be a non-empty list of calls, its JSON text, or plain text")
+
+
+def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
+  """Finds the tool schemas that a system message holds as JSON objects or lists of them."""
+  found: list[ToolSpec] = []
+  decoder = json.JSONDecoder()
+  position = 0
+  while (
+    start := min(
+      (i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1
+    )
+  ) >= 0:
+    try:
+      value, position = decoder.raw_decode(text, start)
+    except (ValueError, RecursionError):
+      position = start + 1
+      continue
+    for entry in value if isinstance(value, list) else [value]:
+      inner = entry.get("function", entry) if isinstance(entry, dict) else None
+      if isinstance(inner, dict) and isinstance(inner.get("name"), str) and "parameters" in inner:
+        found.append(ToolSpec.from_json(inner))
+  return tuple(found)
+
+
+def _call(entry: Any) -> ToolCall:
+  if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
+    entry = entry["function"]
+  arguments = _decoded(entry.get("arguments", {})) if isinstance(entry, Mapping) else None
+  if not isinstance(arguments, Mapping) or not isinstance(entry.get("name"), str):
+    raise ValueError('each wanted call must be {"name": text, "arguments": object}')
+  return ToolCall(entry["name"], arguments)
+
+
+def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
+  if isinstance(value, str) and value:
+    return ({"role": "user", "content": value},)
+  if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    raise ValueError('"prompt" must be a non-empty list of {"role", "content"} messages')
+  for message in value:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+      raise ValueError('each message in "prompt" must be an object with "role" and "content"')
+  return tuple(value)
+
+
+def _system_text(messages: Sequence[Mapping[str, Any]]) -> str:
+  return "\n".join(str(m.get("content") or "") for m in messages if m["role"] == "system")
+
+
+def _decoded(value: Any) -> Any:
+  """JSON text as its value; anything else, and text that is not JSON, as it is."""
+  if not isinstance(value, str):
+    return value
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError):
+    return value
