@@ -1,0 +1,270 @@
+"""Checkpoints in and out, tensor by tensor, by the one table of names and shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax import hub
+from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
+from grpo_jax.models.config import DecoderConfig, token_ids
+from grpo_jax.models.names import Entry, name_table
+from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
+
+Params = dict[str, Any]
+ShardingFn = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
+# Rows are read and turned in blocks of this many bytes: small against any large tensor, and few
+# enough columns at a time for the transpose to stay in cache.
+_BLOCK_BYTES = 8 << 20
+_SHARD_BYTES = 5_000_000_000
+
+
+def load_config(model: str | Path, dtype: str = "float32") -> DecoderConfig:
+  """Reads a checkpoint's `config.json` and `generation_config.json`.
+
+  Args:
+    model: a folder or a hub id, optionally `owner/name@revision`.
+    dtype: compute dtype of the decoder.
+
+  Raises:
+    FileNotFoundError: no such checkpoint.
+    ValueError: the decoder lacks a feature that the checkpoint uses.
+  """
+  folder = hub.checkpoint_folder(model, hub.CONFIG_FILES)
+  path = folder / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(f"{folder} has no config.json: it is no Hugging Face checkpoint")
+  try:
+    config = DecoderConfig.from_hf(read_json(path))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  generation = folder / "generation_config.json"
+  if generation.is_file():
+    values = read_json(generation)
+    config = dataclasses.replace(
+      config,
+      eos_token_ids=token_ids(values.get("eos_token_id")) or config.eos_token_ids,
+      generation_json=json.dumps(values),
+    )
+  return dataclasses.replace(config, dtype=dtype)
+
+
+def load_pretrained(
+  path_or_hub_id: str | Path, dtype: str = "float32", sharding: ShardingFn | None = None
+) -> tuple[DecoderConfig, Params]:
+  """Loads a checkpoint straight into device arrays, one tensor at a time.
+
+  Host memory beyond the result stays below the largest tensor plus a few megabytes; with
+  `sharding`, every process reads its own slices only.
+
+  Args:
+    path_or_hub_id: a folder or a hub id, optionally `owner/name@revision`.
+    dtype: of the parameters and of the decoder's compute (`float32`, `bfloat16`, `float16`).
+    sharding: from a parameter's path and shape to where it goes; None means the default device.
+
+  Returns:
+    The config and the parameter tree of `name_table`.
+
+  Raises:
+    FileNotFoundError: no such checkpoint, or it has no safetensors.
+    ValueError: an unsupported feature, or missing, unexpected or misshapen tensors (all listed).
+  """
+  config = load_config(path_or_hub_id, dtype)
+  table = name_table(config)
+  folder = hub.checkpoint_folder(path_or_hub_id, (*hub.CONFIG_FILES, *hub.WEIGHT_FILES))
+  files = open_weights(folder)
+  check_tensors(config, table, files, folder)
+  params: Params = {}
+  for entry in table:
+    file = files[entry.name]
+
+    def read(index: tuple[slice, ...], file: TensorFile = file, entry: Entry = entry) -> np.ndarray:
+      return _read_slice(file, entry, index, np.dtype(jax.numpy.dtype(dtype)))
+
+    if sharding is None:
+      value = jax.device_put(read((slice(None),) * len(entry.shape)))
+    else:
+      value = _place(entry, sharding(entry.path, entry.shape), read)
+    # Transfers are asynchronous: without waiting, several host copies would be alive at once.
+    _insert(params, entry.path, value.block_until_ready())
+  return config, params
+
+
+def save_pretrained(
+  config: DecoderConfig,
+  params: Mapping[str, Any],
+  out_dir: str | Path,
+  tokenizer: Any = None,
+  dtype: str | None = None,
+  max_shard_bytes: int = _SHARD_BYTES,
+) -> None:
+  """Writes a checkpoint that transformers and vLLM load: config, safetensors, tokenizer.
+
+  On several hosts every process must call it; the first one writes.
+
+  Args:
+    config: the decoder's config.
+    params: the parameter tree of `name_table`, in any sharding.
+    out_dir: the folder, made if missing; its older weights are replaced.
+    tokenizer: saved beside the weights when given.
+    dtype: of the files; None keeps the parameters' own.
+    max_shard_bytes: a file is closed before it grows beyond this.
+
+  Raises:
+    ValueError: the tree does not fit the config; the message lists what differs.
+  """
+  table = name_table(config)
+  leaves = _flatten(params)
+  wanted = {entry.path: entry.shape for entry in table}
+  shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+  if wanted != shapes:
+    odd = sorted("/".join(p) for p in wanted.keys() ^ shapes.keys()) or [
+      f"{'/'.join(p)} {shapes[p]}, expected {wanted[p]}" for p in wanted if shapes[p] != wanted[p]
+    ]
+    raise ValueError(f"the parameters do not fit the config: {', '.join(odd)}")
+  stored = {
+    e.name: (e.stored_shape, np.dtype(jax.numpy.dtype(dtype or leaves[e.path].dtype)))
+    for e in table
+  }
+  if unknown := {str(d) for _, d in stored.values()} - {str(d) for d in DTYPES.values()}:
+    raise ValueError(f"cannot store {', '.join(unknown)} parameters; give a dtype")
+  shards = _split(stored, max_shard_bytes)
+  names = [
+    "model.safetensors"
+    if len(shards) == 1
+    else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for number in range(1, len(shards) + 1)
+  ]
+  folder, writer = Path(out_dir), jax.process_index() == 0
+  if writer:
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_weights(folder)
+  entries = {entry.name: entry for entry in table}
+  for name, shard in zip(names, shards, strict=True):
+    specs = {tensor: stored[tensor] for tensor in shard}
+    tensors = (
+      (tensor, _stored(leaves[entries[tensor].path], entries[tensor], specs[tensor][1]))
+      for tensor in shard
+    )
+    if writer:
+      write_tensors(folder / name, specs, tensors)
+    else:
+      # Gathering is collective, so the other hosts must walk through the tensors as well.
+      for _ in tensors:
+        continue
+  if not writer:
+    return
+  if len(shards) > 1:
+    where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    total = sum(_nbytes(stored[tensor]) for tensor in stored)
+    _write_json(
+      folder / "model.safetensors.index.json",
+      {"metadata": {"total_size": total}, "weight_map": where},
+    )
+  _write_configs(config, str(stored["model.norm.weight"][1]), folder)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)
+
+
+def _read_slice(
+  file: TensorFile, entry: Entry, index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray:
+  """Reads `tensor[index]` in our orientation, block by block."""
+  ranges = [slice(*part.indices(n)) for part, n in zip(index, entry.shape, strict=True)]
+  out = np.empty([part.stop - part.start for part in ranges], dtype)
+  stored = ranges[::-1] if entry.turned else ranges
+  target = out.T if entry.turned else out
+  rows, rest = stored[0], tuple(stored[1:])
+  width = int(np.prod(entry.stored_shape[1:], dtype=np.int64))
+  step = max(1, _BLOCK_BYTES // (4 * max(1, width)))
+  for start in range(rows.start, rows.stop, step):
+    stop = min(start + step, rows.stop)
+    block = file.rows(entry.name, start, stop)
+    target[start - rows.start : stop - rows.start] = block[(slice(None), *rest)]
+  return out
+
+
+def _place(
+  entry: Entry,
+  sharding: jax.sharding.Sharding,
+  read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+  seen: dict[str, np.ndarray] = {}
+
+  def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
+    # Devices that hold the same slice share one host copy.
+    index = index or (slice(None),) * len(entry.shape)
+    key = str(index)
+    if key not in seen:
+      seen[key] = read(index)
+    return seen[key]
+
+  return jax.make_array_from_callback(entry.shape, sharding, read_once)
+
+
+def _stored(leaf: Any, entry: Entry, dtype: np.dtype) -> np.ndarray:
+  """A parameter on the host, in the checkpoint's orientation and dtype."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    from jax.experimental import multihost_utils
+
+    leaf = multihost_utils.process_allgather(leaf, tiled=True)
+  value = np.asarray(leaf)
+  return (value.T if entry.turned else value).astype(dtype, copy=False)
+
+
+def _split(stored: Mapping[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> list[list[str]]:
+  shards: list[list[str]] = [[]]
+  size = 0
+  for name, spec in stored.items():
+    if shards[-1] and size + _nbytes(spec) > limit:
+      shards.append([])
+      size = 0
+    shards[-1].append(name)
+    size += _nbytes(spec)
+  return shards
+
+
+def _nbytes(spec: tuple[tuple[int, ...], np.dtype]) -> int:
+  return int(np.prod(spec[0], dtype=np.int64)) * spec[1].itemsize
+
+
+def _remove_weights(folder: Path) -> None:
+  """Weights of an earlier export; a leftover single file would win over new shards."""
+  for pattern in hub.WEIGHT_FILES:
+    for path in folder.glob(pattern):
+      path.unlink()
+
+
+def _write_configs(config: DecoderConfig, dtype: str, folder: Path) -> None:
+  hf = config.to_hf()
+  _write_json(folder / "config.json", {**hf, "torch_dtype": dtype})
+  generation = json.loads(config.generation_json) if config.generation_json else {}
+  for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    # What the checkpoint's own file said wins, but stop tokens may have been changed since.
+    if hf[key] is not None and (key == "eos_token_id" or key not in generation):
+      generation[key] = hf[key]
+  _write_json(folder / "generation_config.json", generation)
+
+
+def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = value
+
+
+def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+  leaves: dict[tuple[str, ...], Any] = {}
+  for key, value in tree.items():
+    inner = (*path, key)
+    leaves |= _flatten(value, inner) if isinstance(value, Mapping) else {inner: value}
+  return leaves
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
