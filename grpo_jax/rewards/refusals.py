@@ -1,0 +1,69 @@
+"""The documented forms of declining a request, by language."""
+
+from __future__ import annotations
+
+import re
+
+# Gaps are bounded and stay inside one sentence, so that matching is linear in the text's length.
+_I = r"\b(?:i|we)\b[^.?!\n]{0,30}?"
+_CANNOT = (
+  r"(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to|not able to|"
+  r"not allowed to|not permitted to|not going to|must decline|have to decline|refuse to)"
+)
+_TOOLS = r"(?:tools?|functions?|apis?)"
+
+# "I can't find the date in your message" looks for something; it does not decline.
+_SEARCHING = (
+  r"(?!\s+(?:(?:find|see|determine|guess|proceed)\b(?![^.?!\n]{0,60}\b" + _TOOLS + r")|wait\b))"
+)
+
+_FORMS = (
+  # English
+  _I + _CANNOT + _SEARCHING,
+  r"\b(?:sorry|apologies|unfortunately|regrettably)\b[^.?!\n]{0,20}?" + _CANNOT + _SEARCHING,
+  r"\b(?:i|we)\s+(?:must\s+|have\s+to\s+|respectfully\s+)?decline\b",
+  r"\b(?:none|neither) of (?:my|the|these|those|our|your)\b[^.?!\n]{0,30}?" + _TOOLS + r"\b",
+  r"\bno\b[^.?!\n]{0,20}?" + _TOOLS + r"\b",
+  r"\b(?:don't|do not) have\b[^.?!\n]{0,40}?\b(?:" + _TOOLS + r"|way|ability|access|capability)\b",
+  r"\b(?:beyond|outside)\b[^.?!\n]{0,20}?\b(?:my|our|the|what)\b",
+  r"\bnot something (?:i|we) (?:can|could|will|am able to|are able to)\b",
+  r"\b(?:my|these|the|our)\b[^.?!\n]{0,20}?" + _TOOLS + r"\b[^.?!\n]{0,20}?"
+  r"(?:can't|cannot|can not|don't|do not|does not|doesn't|aren't|are not|isn't|is not)\b",
+  r"\b(?:is|are|it's|that's) not possible\b|\bimpossible for me\b",
+  # Spanish, Portuguese, Italian, French
+  r"\bno (?:puedo|podemos|es posible)\b",
+  r"\bnão (?:posso|consigo|podemos)\b",
+  r"\bnon (?:posso|possiamo)\b",
+  r"\bje ne (?:peux|suis) pas\b(?! (?:sûr|certain))",
+  # German, Dutch
+  r"\bich kann\b[^.?!\n]{0,40}?\bnicht\b|\bkann ich\b[^.?!\n]{0,30}?\bnicht\b",
+  r"\bik kan\b[^.?!\n]{0,40}?\bniet\b|\bkan ik\b[^.?!\n]{0,30}?\bniet\b",
+  # Russian, Chinese, Japanese, Korean
+  r"\bне могу\b|\bне можем\b",
+  r"(?:我|我们)(?:不能|无法|不可以)|抱歉[^。？！\n]{0,12}?(?:不能|无法)",
+  r"(?:できません|出来ません|お手伝いでき|お答えでき|いたしかねます)",
+  r"(?:할 수 없|도와드릴 수 없|드릴 수 없)",
+)
+_DECLINES = re.compile("|".join(_FORMS))
+
+# "I can't search without a date": says what is missing, which is asking and not declining.
+_CONDITION = re.compile(
+  r"\b(?:without|unless|until|before)\b|\bonce (?:i|you|we)\b|\b(?:if|when) you (?:tell|give)\b"
+)
+
+# A question that may follow a refusal: it offers other help and asks for no argument.
+_OFFER = re.compile(
+  r"\b(?:anything else|something else|some other|other (?:way|ways|questions?|tasks?|topics?)|"
+  r"else (?:i|we) can|help you with (?:anything|something)|assist you (?:with|in) (?:any|some)|"
+  r"different (?:question|request|task)|instead)\b"
+)
+
+
+def declines(sentence: str) -> bool:
+  """Whether a sentence (lower case, straight apostrophes) declines a request."""
+  return _DECLINES.search(sentence) is not None and _CONDITION.search(sentence) is None
+
+
+def offers_other_help(sentence: str) -> bool:
+  """Whether a question (lower case) merely offers other help, as refusals often end."""
+  return _OFFER.search(sentence) is not None

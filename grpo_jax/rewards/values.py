@@ -1,0 +1,121 @@
+"""Whether two argument values are the same, as the tool's JSON schema sees them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+_MAX_REFERENCES = 8
+
+
+def equal_values(
+  given: Any, wanted: Any, schema: Any = None, root: Any = None, depth: int = 64
+) -> bool:
+  """Compares two JSON values by type and value.
+
+  - Booleans are never numbers, and numbers are never text.
+  - 5 equals 5.0 unless the schema says `integer`: then both must be written as integers.
+  - Text is compared exactly (case included) after NFC normalisation and stripping outer white
+    space; with `format: date-time`, two spellings of one instant are equal.
+  - Arrays are ordered. Objects need the same keys; a key left out equals its schema's `default`.
+  - With `anyOf` or `oneOf`, one alternative under which they are equal is enough.
+
+  Args:
+    given: the value in the completion.
+    wanted: the value in the ground truth.
+    schema: the argument's JSON schema; anything that is not a mapping means "any value".
+    root: the schema that `$ref: "#/..."` refers to.
+    depth: levels still compared; deeper values are unequal.
+  """
+  if depth <= 0:
+    return False
+  schema = resolve(schema, root)
+  alternatives = schema.get("anyOf") or schema.get("oneOf")
+  if isinstance(alternatives, (list, tuple)) and alternatives:
+    return any(
+      equal_values(given, wanted, option, root, depth - 1) for option in alternatives[:_WIDTH]
+    )
+  if isinstance(given, bool) or isinstance(wanted, bool):
+    return isinstance(given, bool) and isinstance(wanted, bool) and given == wanted
+  if isinstance(given, (int, float)) and isinstance(wanted, (int, float)):
+    if _only_integers(schema) and isinstance(wanted, int) and not isinstance(given, int):
+      return False
+    return given == wanted
+  if isinstance(given, str) and isinstance(wanted, str):
+    return _equal_text(given, wanted, schema)
+  if isinstance(given, (list, tuple)) and isinstance(wanted, (list, tuple)):
+    return len(given) == len(wanted) and all(
+      equal_values(one, other, schema.get("items"), root, depth - 1)
+      for one, other in zip(given, wanted, strict=True)
+    )
+  if isinstance(given, Mapping) and isinstance(wanted, Mapping):
+    return _equal_objects(given, wanted, schema, root, depth)
+  return given is None and wanted is None
+
+
+_WIDTH = 16
+_MISSING = object()
+
+
+def resolve(schema: Any, root: Any) -> Mapping[str, Any]:
+  """Follows local `$ref`s; an unusable schema becomes the empty one, which allows any value."""
+  for _ in range(_MAX_REFERENCES):
+    if not isinstance(schema, Mapping):
+      return {}
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+      return schema
+    schema = root if reference.startswith("#") else None
+    for part in reference.split("/")[1:]:
+      schema = schema.get(part) if isinstance(schema, Mapping) else None
+  return {}
+
+
+def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The schemas of an object's members, by name."""
+  properties = schema.get("properties")
+  return properties if isinstance(properties, Mapping) else {}
+
+
+def default_of(schema: Any, root: Any = None) -> Any:
+  """The schema's `default`, or a value that equals nothing."""
+  return resolve(schema, root).get("default", _MISSING)
+
+
+def _only_integers(schema: Mapping[str, Any]) -> bool:
+  kind = schema.get("type")
+  if isinstance(kind, (list, tuple)):
+    return "integer" in kind and "number" not in kind
+  return kind == "integer"
+
+
+def _equal_text(given: str, wanted: str, schema: Mapping[str, Any]) -> bool:
+  if given == wanted:
+    return True
+  if schema.get("format") == "date-time":
+    return _instant(given) == _instant(wanted)
+  if given.isascii() and wanted.isascii():
+    return given.strip() == wanted.strip()
+  return unicodedata.normalize("NFC", given).strip() == unicodedata.normalize("NFC", wanted).strip()
+
+
+def _instant(text: str) -> datetime | str:
+  try:
+    return datetime.fromisoformat(text.strip())
+  except ValueError:
+    return text.strip()
+
+
+def _equal_objects(
+  given: Mapping[str, Any], wanted: Mapping[str, Any], schema: Mapping[str, Any], root: Any, depth
+) -> bool:
+  properties = properties_of(schema)
+  for name in given.keys() | wanted.keys():
+    inner = properties.get(name, schema.get("additionalProperties"))
+    default = default_of(inner, root)
+    one, other = given.get(name, default), wanted.get(name, default)
+    if not equal_values(one, other, inner, root, depth - 1):
+      return False
+  return True
