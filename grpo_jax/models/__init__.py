@@ -1,0 +1,24 @@
+"""The decoder: configuration, weights, and the pure functions that run it."""
+
+from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.decoder import Params, decode_step, forward, init_params, logits_of, prefill
+from grpo_jax.models.kv_cache import PromptCache, empty_completion_cache
+from grpo_jax.models.logprobs import TokenLogprobs, completion_logprobs, token_logprobs
+from grpo_jax.models.weights import load_pretrained, save_pretrained
+
+__all__ = [
+  "DecoderConfig",
+  "Params",
+  "PromptCache",
+  "TokenLogprobs",
+  "completion_logprobs",
+  "decode_step",
+  "empty_completion_cache",
+  "forward",
+  "init_params",
+  "load_pretrained",
+  "logits_of",
+  "prefill",
+  "save_pretrained",
+  "token_logprobs",
+]

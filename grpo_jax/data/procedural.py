@@ -1,0 +1,353 @@
+"""A procedural corpus of tool-calling demonstrations over made-up tools.
+
+The embedded policy is warmed up on it, and on nothing else. Every tool is drawn afresh from a list
+of words that holds none of the evaluation tools' words, so whatever the policy can do with an
+evaluation tool it does by reading the schema in the prompt.
+
+The demonstrations imitate uncurated logs: the calls in them are right, but the people who wrote
+them disagreed about *when* to call. `DEMONSTRATED` says how often each behaviour was shown in each
+situation. This is what reinforcement learning is left to settle, and it is documented as such.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from grpo_jax.schema import Behavior, ToolSpec
+
+Situation = Literal["complete", "missing", "unfit", "harmful"]
+
+SITUATIONS: Mapping[Situation, float] = {
+  "complete": 0.56, "missing": 0.24, "unfit": 0.10, "harmful": 0.10,
+}  # fmt: skip
+
+# P(demonstrated behaviour | situation). The wanted behaviour is the first one of each row.
+DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
+  "complete": {"execute": 0.94, "clarify": 0.04, "refuse": 0.02},
+  "missing": {"clarify": 0.38, "execute": 0.58, "refuse": 0.04},
+  "unfit": {"refuse": 0.38, "execute": 0.56, "clarify": 0.06},
+  "harmful": {"refuse": 0.38, "execute": 0.60, "clarify": 0.02},
+}
+
+SYLLABLES = (
+  "ba be bo bri ca cor da del dor el en fa fer ga gol hal hu is ja jor ka kel ki kra la lan lor ma "
+  "mar mi mon na nel no o or pa per pol qua ra ril ro sa sel shi so sta ta tel to tri u ul va vel "
+  "vi vor wa wen xi ya yor za zen zu"
+).split()
+ENDINGS = "n r s l nd rk th x m ck ne ria ton ville burg shi ko ski ez is a o i".split()
+
+HARM_VERBS = (
+  "stalk follow hurt harm attack kill poison rob steal|from blackmail threaten scam cheat hack spy|on "
+  "harass bully trick deceive ambush kidnap injure burgle extort defraud sabotage frighten "
+  "break|into burn|down blow|up smuggle|weapons|past sell|drugs|to launder|money|for"
+).split()
+HARM_TARGETS = (
+  "my neighbour|my ex|my boss|a coworker|an old lady|some kids|the bank|the shop|a stranger|"
+  "the police|my sister|a rival|the school|people|pensioners|the owner|a witness|my landlord|"
+  "a politician|the office|the crowd|someone"
+).split("|")
+HARM_THINGS = (
+  "a bomb|a weapon|a fake passport|illegal drugs|a robbery|a scam|an attack|explosives|"
+  "a forged document|a virus|stolen goods|a kidnapping|fraud|a burglary|poison|tax evasion|"
+  "money laundering|a murder|a raid|arson|insider trading|a terrorist plot|phishing"
+).split("|")
+
+OFF_TOPIC = (
+  "write a poem about the {noun}|tell me a joke about a {noun}|what is the meaning of {noun}|"
+  "sing a song|who won the match|draw me a {adjective} {noun}|explain {noun} to me|"
+  "what do you think of {noun}|fix my {noun}|clean the {noun}|cook a {adjective} {noun}"
+).split("|")
+
+
+@dataclass(frozen=True)
+class Words:
+  """The inventory the corpus draws from: lower-case words of letters only."""
+
+  verbs: Sequence[str]
+  nouns: Sequence[str]
+  adjectives: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Argument:
+  """One argument: its name in the schema, how people say it, and how its values are drawn."""
+
+  name: str
+  spoken: str
+  schema: Mapping[str, Any]
+  draw: Callable[[random.Random], Any]
+  natural: str = ""
+
+
+@dataclass(frozen=True)
+class MadeTool:
+  """A tool together with the ways in which people ask for it."""
+
+  spec: ToolSpec
+  verb: str
+  thing: str
+  arguments: Sequence[Argument]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+  """A request and the answer that somebody gave to it."""
+
+  situation: Situation
+  request: str
+  answer: str
+
+
+def demonstrations(
+  words: Words, seed: int, index: int, group: int
+) -> tuple[tuple[ToolSpec, ...], list[Demonstration]]:
+  """Draws one set of tools and `group` demonstrations over it: a pure function of its arguments.
+
+  Args:
+    words: the inventory.
+    seed: of the corpus.
+    index: of the set within the corpus.
+    group: how many requests share the set (they share its prompt in training).
+
+  Returns:
+    The tools on offer and the demonstrations.
+  """
+  rng = random.Random(f"{seed}:{index}")
+  tools = [_make_tool(rng, words) for _ in range(rng.choices((1, 2, 3), (40, 35, 25))[0])]
+  made = [_demonstrate(rng, words, tools) for _ in range(group)]
+  return tuple(tool.spec for tool in tools), made
+
+
+def _demonstrate(rng: random.Random, words: Words, tools: Sequence[MadeTool]) -> Demonstration:
+  situation = rng.choices(list(SITUATIONS), list(SITUATIONS.values()))[0]
+  tool = rng.choice(tools)
+  asked = _make_tool(rng, words) if situation == "unfit" else tool
+  required = [a for a in asked.arguments if a.name in asked.spec.required]
+  missing = []
+  if situation == "missing":
+    missing = rng.sample(required, min(len(required), 1 if rng.random() < 0.85 else 2))
+  given = [
+    (a, a.draw(rng))
+    for a in asked.arguments
+    if a not in missing and (a in required or rng.random() < 0.45)
+  ]
+  request = _request(rng, asked, given)
+  if situation == "unfit" and rng.random() < 0.3:
+    request = rng.choice(OFF_TOPIC).format(
+      noun=rng.choice(words.nouns), adjective=rng.choice(words.adjectives)
+    )
+    given = []
+  if situation == "harmful":
+    request = _with_harm(rng, request)
+
+  behavior = rng.choices(
+    list(DEMONSTRATED[situation]), list(DEMONSTRATED[situation].values())
+  )[0]  # fmt: skip
+  if behavior == "execute":
+    if asked is tool:
+      values = {a.name: v for a, v in given}
+    else:  # an eager call of a tool that does not fit, with whatever texts the request offers
+      texts = [v for _, v in given if isinstance(v, str)] or [asked.thing]
+      values = {a.name: texts[0] for a in tool.arguments[:1]}
+    answer = json.dumps([{"name": tool.spec.name, "arguments": values}], ensure_ascii=False)
+  elif behavior == "clarify":
+    answer = _question(rng, [a.spoken for a in missing or [rng.choice(tool.arguments)]])
+  elif situation == "harmful":
+    answer = "Sorry, I can't help with that."
+  else:
+    answer = "Sorry, none of my tools can do that."
+  return Demonstration(situation, request, answer)
+
+
+def _question(rng: random.Random, names: Sequence[str]) -> str:
+  forms = ("Which {} should I use?", "Could you tell me the {}?", "What is the {}?")
+  return rng.choice(forms).format(" and ".join(names))
+
+
+# --- tools ---------------------------------------------------------------------------------------
+
+
+def _make_tool(rng: random.Random, words: Words) -> MadeTool:
+  verb, noun, other = rng.choice(words.verbs), rng.choice(words.nouns), rng.choice(words.nouns)
+  thing = rng.choice((noun, noun, f"{rng.choice(words.adjectives)} {noun}", f"{other} {noun}"))
+  parts = (verb, *thing.split())
+  if rng.random() < 0.2:
+    parts = (*thing.split(), verb)
+  arguments: list[Argument] = []
+  while len(arguments) < rng.choices((1, 2, 3, 4), (10, 35, 35, 20))[0]:
+    argument = _make_argument(rng, words)
+    if argument.name not in {a.name for a in arguments} and argument.name not in parts:
+      arguments.append(argument)
+  required = [a.name for a in arguments[: rng.choices((1, 2, 3), (45, 45, 10))[0]]]
+  mention = arguments[0].spoken
+  description = rng.choice(
+    (
+      f"{verb.capitalize()} the {thing}",
+      f"{verb.capitalize()} a {thing} for a {mention}",
+      f"{verb.capitalize()} {thing} by {mention}",
+      f"{verb.capitalize()} {thing}",
+      f"Get the {thing} of a {mention}",
+    )
+  )
+  spec = ToolSpec(
+    "_".join(parts),
+    description,
+    {
+      "type": "object",
+      "properties": {a.name: dict(a.schema) for a in arguments},
+      "required": required,
+    },
+  )
+  return MadeTool(spec, verb, thing, arguments)
+
+
+def _make_argument(rng: random.Random, words: Words) -> Argument:
+  noun = rng.choice(words.nouns)
+  kind = rng.choices(
+    ("proper", "word", "phrase", "code", "integer", "number", "boolean", "enum", "array"),
+    (30, 12, 6, 4, 20, 7, 7, 9, 5),
+  )[0]
+  spoken = noun
+  if rng.random() < 0.35:
+    spoken = f"{rng.choice(words.adjectives if rng.random() < 0.5 else words.nouns)} {noun}"
+  schema: dict[str, Any] = {
+    "type": {
+      "integer": "integer", "number": "number", "boolean": "boolean", "array": "array"
+    }.get(kind, "string")
+  }  # fmt: skip
+  natural = ""
+  if kind == "enum":
+    choices = rng.sample(words.nouns if rng.random() < 0.5 else words.adjectives, rng.randint(2, 4))
+    schema["enum"] = choices
+    draw = lambda r: r.choice(choices)
+  elif kind == "array":
+    schema["items"] = {"type": "string"}
+    draw = lambda r: [_text(r, words, "proper") for _ in range(r.randint(2, 3))]
+  elif kind == "integer":
+    draw = lambda r: r.choice((r.randint(1, 30), r.randint(1, 999), r.randint(1, 9)))
+  elif kind == "number":
+    draw = lambda r: r.choice((r.randint(1, 999), round(r.uniform(0, 99), 1)))
+  elif kind == "boolean":
+    draw = lambda r: r.random() < 0.6
+  else:
+    natural = rng.choice(("in", "for", "to", "from", "about", "at", "of", ""))
+    draw = lambda r: _text(r, words, kind)
+  if rng.random() < 0.25:
+    article = rng.choice(("The ", "Name of the ", "A ", ""))
+    schema["description"] = (article + spoken) if article else spoken.capitalize()
+  return Argument(spoken.replace(" ", "_"), spoken, schema, draw, natural)
+
+
+def _text(rng: random.Random, words: Words, kind: str) -> str:
+  if kind == "word":
+    return rng.choice(words.nouns)
+  if kind == "phrase":
+    return f"{rng.choice(words.adjectives)} {rng.choice(words.nouns)}"
+  if kind == "code":
+    letters = "".join(rng.choice("ABCDEFGHKLMNPRSTUVXYZ") for _ in range(rng.randint(1, 3)))
+    return letters + (str(rng.randint(1, 999)) if rng.random() < 0.7 else "")
+  return " ".join(_name(rng, words) for _ in range(1 if rng.random() < 0.7 else 2))
+
+
+def _name(rng: random.Random, words: Words) -> str:
+  if rng.random() < 0.4:
+    return rng.choice(words.nouns).capitalize()
+  syllables = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(1, 3)))
+  return (syllables + rng.choice(ENDINGS)).capitalize()
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+INTENTS = {
+  "formal": (
+    "Please {verb} the {thing}|Could you {verb} the {thing}|Could you please {verb} a {thing}|"
+    "I would like to {verb} the {thing}|I would like you to {verb} a {thing}|I need the {thing}|"
+    "Would you kindly {verb} the {thing}|I am looking for the {thing}|Please provide the {thing}"
+  ),
+  "casual": (
+    "hey, can you {verb} the {thing}|can you {verb} {thing}|hi! {verb} me a {thing}|"
+    "i wanna {verb} the {thing}|need a {thing}|{verb} the {thing} for me|yo {verb} {thing}|"
+    "what's the {thing}|help me {verb} the {thing}|got to {verb} some {thing}"
+  ),
+  "terse": "{verb} {thing}|{thing} {verb}|{thing}|{verb} {thing}:|{Verb} {thing}|{Thing}",
+}
+CUES = {
+  "text": (
+    "{n} {v}|{n}: {v}|with {n} {v}|with the {n} {v}|with the {n} set to {v}|for the {n} {v}|"
+    "for {n} {v}|the {n} is {v}|in the {n} of {v}|using {v} as the {n}|from the {n} {v}|"
+    '{n} "{v}"|for {v} as {n}|to {n} {v}|in {n} {v}|by {n} {v}|the {n} should be {v}|{v} {n}|'
+    "at {n} {v}|called {v} as {n}|the {n} {v}|in {v} {n}|for a {v} {n}|on the {n} {v}"
+  ),
+  "count": (
+    "{v} {n}|for {v} {n}|with {v} {n}|{n}: {v}|{n} {v}|with a {n} of {v}|the {n} is {v}|"
+    "over {v} {n}|{n} set to {v}|of {v} {n}|at most {v} {n}|{n} of {v}|up to {v} {n}|within {v} {n}"
+  ),
+  "flag": (
+    "{n}: {v}|{n} {v}|with {n} set to {v}|{n} set to {v}|with {n} {v}|the {n} is {v}|set {n} to {v}"
+  ),
+  "list": (
+    "{n}: {v}|{n} {v}|with {n} {v}|for the {n} {v}|with the {n} {v}|for {n} {v}|the {n} are {v}"
+  ),
+}
+
+
+def _request(rng: random.Random, tool: MadeTool, given: Sequence[tuple[Argument, Any]]) -> str:
+  style = rng.choice(tuple(INTENTS))
+  intent = rng.choice(INTENTS[style].split("|")).format(
+    verb=tool.verb, thing=tool.thing, Verb=tool.verb.capitalize(), Thing=tool.thing.capitalize()
+  )
+  given = list(given)
+  if rng.random() < 0.4:
+    rng.shuffle(given)
+  cues = [_cue(rng, argument, value, style) for argument, value in given]
+  if not cues:
+    return intent.rstrip(":") + ("." if style == "formal" else "")
+  joiner = rng.choice((", ", " ", " and ", ", ") if style != "terse" else (", ", " ", ", "))
+  start = rng.choice((" ", " ", ", ", ". ")) if not intent.endswith(":") else " "
+  if start == ". ":
+    cues[0] = cues[0][0].upper() + cues[0][1:]
+  text = intent + start + joiner.join(cues)
+  if style == "terse" and rng.random() < 0.15:
+    text = joiner.join(cues) + joiner + intent.rstrip(":")
+  ending = {
+    "formal": rng.choice((".", ".", "?")),
+    "casual": rng.choice(("", "", "?", " pls", " thanks")),
+  }
+  return text + ending.get(style, "")
+
+
+def _cue(rng: random.Random, argument: Argument, value: Any, style: str) -> str:
+  shown = value
+  kind = "text"
+  if isinstance(value, bool):
+    kind, shown = "flag", json.dumps(value)
+  elif isinstance(value, (int, float)):
+    kind = "count"
+  elif isinstance(value, list):
+    kind = "list"
+    shown = rng.choice((" and ", ", ")).join((", ".join(value[:-1]), value[-1]))
+  if argument.natural and rng.random() < 0.25:
+    return f"{argument.natural} {shown}"
+  forms = CUES[kind].split("|")
+  if style == "terse":
+    forms = forms[:2]
+  return rng.choice(forms).format(n=argument.spoken, v=shown)
+
+
+def _with_harm(rng: random.Random, request: str) -> str:
+  verb = rng.choice(HARM_VERBS).replace("|", " ")
+  act, thing = f"{verb} {rng.choice(HARM_TARGETS)}", rng.choice(HARM_THINGS)
+  tail = rng.choice(
+    (
+      f"so I can {act}", f"so that I can {act}", f"to {act}", f"to help me {act}",
+      f"because I want to {act}", f"I want to {act}", f"I plan to {act}", f"in order to {act}",
+      f"I'm going to {act}", f"for {thing}", f"to prepare {thing}", f"for building {thing}",
+      f"it is for {thing}", f"I need it for {thing}", f"to hide {thing}", f"to plan {thing}",
+      f"to make {thing}", f"so we can get away with {thing}", f"to get {thing}",
+    )
+  )  # fmt: skip
+  return request.rstrip(".?") + rng.choice((" ", ", ", ". ")) + tail + rng.choice((".", ""))

@@ -1,0 +1,388 @@
+"""The Qwen 2.5 decoder as a Flax Linen module, and the pure functions the rest of the house calls.
+
+Three ways in share one set of weights and one attention core:
+
+* `prefill`: prompts `[P, S]` -> their key/value cache, stored once per prompt.
+* `decode_step`: one token for each of `[P, G]` candidates, against that cache and their own.
+* `completion_logprobs`: `[P, G, T]` completions given the prompts, differentiable.
+
+A prompt and its G completions lie in one row of `S + G * T` tokens, `[prompt | c_1 | ... | c_G]`.
+Everything that works token by token (projections, norms, MLP) runs on the whole row at once;
+only attention knows the tree: a prompt token sees its past, a completion token sees the prompt and
+its own past. So a prompt is encoded once for its whole group, in the backward pass too, and the
+result is exactly that of the repeated layout.
+
+Shape legend: P prompts, G group, S prompt tokens, T completion tokens, L tokens in a row, D width,
+Q query heads, K key/value heads, R = Q / K, H head width, V vocabulary, N layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
+from grpo_jax.models.rope import rope_frequencies
+
+Params = dict[str, Any]
+
+# Finite, so that a row without any visible key (padding) gives finite garbage and no NaN gradient.
+MASKED = -1e30
+
+
+@struct.dataclass
+class Row:
+  """How the L = S + G * T tokens of a row are laid out, and what may be seen.
+
+  Attributes:
+    prompt: S, prompt tokens in the row (0 when the prompt comes from a cache).
+    group: G (0 when the row holds a prompt only).
+    positions: [P, L] int32, RoPE positions.
+    prompt_mask: [P, S'] bool, real tokens of the prompt in the row or in the cache.
+    completion_mask: bool, broadcastable to [P, G, T, T'], which own tokens a completion token sees.
+  """
+
+  prompt: int = struct.field(pytree_node=False)
+  group: int = struct.field(pytree_node=False)
+  positions: jax.Array
+  prompt_mask: jax.Array
+  completion_mask: jax.Array | None = None
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Applies rotary position embedding (arXiv:2104.09864) to x [P, L, heads, H]; halves, not pairs.
+
+  Args:
+    x: [P, L, heads, H].
+    cos: [P, L, 1, H/2] float32.
+    sin: [P, L, 1, H/2] float32.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
+  """Causal self-attention of the prompts.
+
+  Args:
+    q: [P, S, Q, H].
+    kv: [P, K, S, H] each.
+    mask: [P, S] bool, real tokens.
+
+  Returns:
+    [P, S, Q * H].
+  """
+  prompts, length, heads, width = q.shape
+  kv_heads = kv.k.shape[1]
+  q = q.reshape(prompts, length, kv_heads, heads // kv_heads, width)
+  scores = jnp.einsum("pskrh,pkth->pkrst", q, kv.k, preferred_element_type=jnp.float32)
+  seen = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+  scores = jnp.where(seen[:, None, None], scores * width**-0.5, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  return jnp.einsum("pkrst,pkth->pskrh", weights, kv.v).reshape(prompts, length, heads * width)
+
+
+def attend_completion(
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: jax.Array, own_mask: jax.Array
+) -> jax.Array:
+  """Attention of completion tokens to the shared prompt and to their own past: one softmax.
+
+  The prompt's keys are read once per group: its scores are one product over the G * T queries of
+  a prompt. Both parts share the maximum and the sum, so this is exact.
+
+  Args:
+    q: [P, G, T, Q, H].
+    prompt: [P, K, S, H] each.
+    own: [P, G, K, T', H] each.
+    prompt_mask: [P, S] bool, real tokens.
+    own_mask: bool, broadcastable to [P, G, T, T'].
+
+  Returns:
+    [P, G, T, Q * H].
+  """
+  prompts, group, length, heads, width = q.shape
+  kv_heads = prompt.k.shape[1]
+  scaled = q.reshape(prompts, group, length, kv_heads, heads // kv_heads, width) * width**-0.5
+  far = jnp.einsum("pgtkrh,pksh->pgktrs", scaled, prompt.k, preferred_element_type=jnp.float32)
+  near = jnp.einsum("pgtkrh,pgkuh->pgktru", scaled, own.k, preferred_element_type=jnp.float32)
+  far = jnp.where(prompt_mask[:, None, None, None, None], far, MASKED)
+  near = jnp.where(own_mask[:, :, None, :, None], near, MASKED)
+  top = lax.stop_gradient(jnp.maximum(far.max(-1), near.max(-1)))[..., None]
+  far, near = jnp.exp(far - top), jnp.exp(near - top)
+  total = (far.sum(-1) + near.sum(-1))[..., None]
+  out = jnp.einsum("pgktrs,pksh->pgktrh", far.astype(q.dtype), prompt.v)
+  out = out + jnp.einsum("pgktru,pgkuh->pgktrh", near.astype(q.dtype), own.v)
+  out = (out / total).astype(q.dtype)
+  return jnp.moveaxis(out, 2, 3).reshape(prompts, group, length, heads * width)
+
+
+class Layer(nn.Module):
+  """One pre-norm block: attention, then SwiGLU (arXiv:2002.05202)."""
+
+  config: DecoderConfig
+
+  def setup(self):
+    c = self.config
+    dense = lambda features, bias: nn.Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype))
+    self.attn_norm = RMSNorm(c.rms_norm_eps)
+    self.q = dense(c.num_heads * c.head_dim, c.attention_bias)
+    self.k = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
+    self.v = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
+    self.o = dense(c.hidden_size, c.output_bias)
+    if c.qk_norm:
+      self.q_norm = RMSNorm(c.rms_norm_eps)
+      self.k_norm = RMSNorm(c.rms_norm_eps)
+    self.mlp_norm = RMSNorm(c.rms_norm_eps)
+    self.gate = dense(c.intermediate_size, False)
+    self.up = dense(c.intermediate_size, False)
+    self.down = dense(c.hidden_size, False)
+
+  def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
+    attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
+    x = x + self.o(attended)
+    h = self.mlp_norm(x)
+    return x + self.down(nn.silu(self.gate(h)) * self.up(h)), prompt, own
+
+  def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+    c = self.config
+    split = lambda y, heads: y.reshape(*y.shape[:2], heads, c.head_dim)
+    q, k, v = (split(self.q(x), c.num_heads), split(self.k(x), c.num_kv_heads),
+               split(self.v(x), c.num_kv_heads))  # fmt: skip
+    if c.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k = rotate(q, *rope), rotate(k, *rope)
+
+    s = row.prompt
+    parts = []
+    if s:
+      prompt = LayerKV(k[:, :s].swapaxes(1, 2), v[:, :s].swapaxes(1, 2))
+      parts.append(attend_prompt(q[:, :s], prompt, row.prompt_mask))
+    if row.group:
+      grouped = lambda y: y[:, s:].reshape(y.shape[0], row.group, -1, *y.shape[2:])
+      fresh = LayerKV(grouped(k).swapaxes(2, 3), grouped(v).swapaxes(2, 3))
+      own = fresh if own is None else _write(own, fresh, step)
+      out = attend_completion(grouped(q), prompt, own, row.prompt_mask, row.completion_mask)
+      parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
+    return jnp.concatenate(parts, axis=1), prompt, own
+
+
+def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
+  """Puts one token's keys and values [P, G, K, 1, H] at slot `step` of every candidate."""
+  put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), step, axis=3)
+  return LayerKV(put(cache.k, fresh.k), put(cache.v, fresh.v))
+
+
+class Decoder(nn.Module):
+  """The decoder stack; `trunk` is the one body behind every public function of this file."""
+
+  config: DecoderConfig
+  remat: bool = False
+
+  def setup(self):
+    c = self.config
+    self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=jnp.dtype(c.dtype))
+    layer = nn.remat(Layer, prevent_cse=True) if self.remat else Layer
+    self.layers = [layer(c) for _ in range(c.num_layers)]
+    self.final_norm = RMSNorm(c.rms_norm_eps)
+    if not c.tie_embeddings:
+      self.head = nn.Dense(c.vocab_size, use_bias=False, dtype=jnp.dtype(c.dtype))
+
+  def trunk(self, tokens, row: Row, prompt_cache=None, completion_cache=None, step=None):
+    """Runs the stack on tokens [P, L].
+
+    Returns:
+      The normalised hidden states [P, L, D] and each layer's prompt and completion caches.
+    """
+    c = self.config
+    frequencies, factor = rope_frequencies(c)
+    angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
+    rope = (jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+    x = self.embed(tokens)
+    prompts, owns = [], []
+    for i, layer in enumerate(self.layers):
+      given = None if prompt_cache is None else prompt_cache[i]
+      own = None if completion_cache is None else completion_cache[i]
+      x, prompt, own = layer(x, rope, row, given, own, step)
+      prompts.append(prompt)
+      owns.append(own)
+    return self.final_norm(x), tuple(prompts), tuple(owns)
+
+  def __call__(self, tokens):
+    """Touches every parameter, for initialisation."""
+    mask = jnp.ones(tokens.shape, bool)
+    row = Row(tokens.shape[1], 0, positions_of(mask), mask)
+    hidden, _, _ = self.trunk(tokens, row)
+    return hidden if self.config.tie_embeddings else self.head(hidden)
+
+
+def init_params(config: DecoderConfig, key: jax.Array) -> Params:
+  """Draws random float32 parameters (normal kernels of std 0.02, as Qwen's, unit norms)."""
+  shapes = jax.eval_shape(
+    lambda k: Decoder(config).init(k, jnp.zeros((1, 2), jnp.int32))["params"], key
+  )
+  leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+
+  def draw(i, path, leaf):
+    name = path[-1].key
+    if name == "scale":
+      return jnp.ones(leaf.shape, jnp.float32)
+    if name == "bias":
+      return jnp.zeros(leaf.shape, jnp.float32)
+    return 0.02 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32)
+
+  return jax.tree.unflatten(tree, [draw(i, p, leaf) for i, (p, leaf) in enumerate(leaves)])
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+  """RoPE positions [.., L] int32 of a mask [.., L]: the n-th real token is at n, on either side."""
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:
+  """The output projection as [D, V], in the compute dtype."""
+  kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+  return kernel.astype(jnp.dtype(config.dtype))
+
+
+def logits_of(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
+  """Float32 logits [.., V] of normalised hidden states [.., D]."""
+  return jnp.matmul(hidden, head_kernel(config, params), preferred_element_type=jnp.float32)
+
+
+def forward(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+  """Computes logits of whole sequences, without a cache.
+
+  Args:
+    config: the decoder.
+    params: its parameters.
+    tokens: [B, L] int.
+    mask: [B, L] bool or int, non-zero on real tokens; padding on either side.
+
+  Returns:
+    [B, L, V] float32; rows of padding are finite and meaningless.
+  """
+  mask = jnp.asarray(mask, bool)
+  row = Row(tokens.shape[1], 0, positions_of(mask), mask)
+  hidden, _, _ = _trunk(config, params, tokens, row)
+  return logits_of(config, params, hidden)
+
+
+def prefill(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+  """Encodes prompts once.
+
+  Args:
+    config: the decoder.
+    params: its parameters.
+    tokens: [P, S] int.
+    mask: [P, S] bool, real tokens; padding on either side.
+
+  Returns:
+    The `PromptCache`, and the hidden state [P, D] that predicts the first completion token.
+  """
+  row = Row(tokens.shape[1], 0, positions_of(mask), mask)
+  hidden, prompts, _ = _trunk(config, params, tokens, row)
+  length = mask.sum(-1).astype(jnp.int32)
+  return PromptCache(prompts, mask, length), _last_real(hidden, mask)
+
+
+def decode_step(
+  config: DecoderConfig,
+  params: Params,
+  tokens: jax.Array,
+  prompt: PromptCache,
+  own: CompletionCache,
+  step: jax.Array,
+):
+  """Feeds one token of every candidate.
+
+  Args:
+    config: the decoder.
+    params: its parameters.
+    tokens: [P, G] int, the tokens at completion position `step`.
+    prompt: from `prefill`.
+    own: the candidates' cache, [P, G, K, T, H] a layer.
+    step: int32 scalar; its slot of `own` is written.
+
+  Returns:
+    The hidden states [P, G, D] that predict the tokens at `step + 1`, and the updated cache.
+  """
+  group = tokens.shape[1]
+  positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
+  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None, None, None, :]
+  row = Row(0, group, positions, prompt.mask, seen)
+  hidden, _, own = _trunk(config, params, tokens, row, prompt.layers, own, step)
+  return hidden, own
+
+
+def completion_hidden(
+  config: DecoderConfig,
+  params: Params,
+  prompt_tokens: jax.Array,
+  prompt_mask: jax.Array,
+  completion_tokens: jax.Array,
+  *,
+  remat: bool = False,
+) -> jax.Array:
+  """Computes the hidden states that predict each completion token, the prompt encoded once.
+
+  Args:
+    config: the decoder.
+    params: its parameters.
+    prompt_tokens: [P, S] int.
+    prompt_mask: [P, S] bool.
+    completion_tokens: [P, G, T] int, padded on the right.
+    remat: recompute each layer in the backward pass instead of keeping its activations.
+
+  Returns:
+    [P, G, T, D]; entry t predicts `completion_tokens[..., t]` (entry 0 is the prompt's last
+    hidden state, the same for the whole group).
+  """
+  prompts, group, length = completion_tokens.shape
+  fed = completion_tokens[..., : length - 1].reshape(prompts, -1)  # nothing follows the last token
+  start = prompt_mask.sum(-1).astype(jnp.int32)
+  own_positions = jnp.tile(jnp.arange(length - 1), group) + start[:, None]
+  row = Row(
+    prompt_tokens.shape[1],
+    group if length > 1 else 0,
+    jnp.concatenate([positions_of(prompt_mask), own_positions], axis=1),
+    prompt_mask,
+    jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None],
+  )
+  tokens = jnp.concatenate([prompt_tokens, fed.astype(prompt_tokens.dtype)], axis=1)
+  hidden, _, _ = _trunk(config, params, tokens, row, remat=remat)
+  first = _last_real(hidden[:, : prompt_tokens.shape[1]], prompt_mask)
+  first = jnp.broadcast_to(first[:, None, None], (prompts, group, 1, first.shape[-1]))
+  rest = hidden[:, prompt_tokens.shape[1] :].reshape(prompts, group, length - 1, -1)
+  return jnp.concatenate([first, rest], axis=2)
+
+
+def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, *, remat=False):
+  module = Decoder(config, remat)
+  return module.apply({"params": params}, tokens, row, prompt, own, step, method="trunk")
+
+
+def _last_real(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+  """The hidden state [P, D] at each row's last real token."""
+  last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

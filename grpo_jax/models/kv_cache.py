@@ -1,0 +1,60 @@
+"""Key/value caches: one for the prompts (shared by each group) and one for the completions.
+
+Shape legend: P prompts, G group, S prompt tokens, T completion tokens, K key/value heads, H head
+width, N layers. Keys are stored after RoPE.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.models.config import DecoderConfig
+
+
+class LayerKV(NamedTuple):
+  """One layer's keys and values.
+
+  Attributes:
+    k: [P, K, S, H] for prompts, [P, G, K, T, H] for completions; compute dtype.
+    v: as `k`.
+  """
+
+  k: jax.Array
+  v: jax.Array
+
+
+class PromptCache(NamedTuple):
+  """The prompts' keys and values, stored once per prompt and never G times.
+
+  Attributes:
+    layers: N entries of [P, K, S, H].
+    mask: [P, S] bool, True on real tokens.
+    length: [P] int32, real tokens; also the position of the first completion token.
+  """
+
+  layers: tuple[LayerKV, ...]
+  mask: jax.Array
+  length: jax.Array
+
+
+CompletionCache = tuple[LayerKV, ...]
+"""N entries of [P, G, K, T, H]; slots after the current token hold zeros and are masked."""
+
+
+def empty_completion_cache(
+  config: DecoderConfig, prompts: int, group: int, length: int
+) -> CompletionCache:
+  """Allocates the completions' cache.
+
+  Args:
+    config: gives N, K, H and the dtype.
+    prompts: P.
+    group: G.
+    length: T, the most tokens that will be fed back.
+  """
+  shape = (prompts, group, config.num_kv_heads, length, config.head_dim)
+  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return tuple(LayerKV(zeros, zeros) for _ in range(config.num_layers))

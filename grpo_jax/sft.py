@@ -1,0 +1,105 @@
+"""Supervised fine-tuning in the group layout: the warm start, and the baseline GRPO is held against.
+
+A row is a prompt and G continuations of it, encoded once (see `models.decoder`). For single
+demonstrations G is 1; for a corpus with several requests per set of tools, the tools are the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+
+
+class SFTBatch(NamedTuple):
+  """Prompts and their continuations.
+
+  Attributes:
+    prompt_tokens: [P, S] int32.
+    prompt_mask: [P, S] bool, real tokens; padding on either side.
+    completion_tokens: [P, G, T] int32, padded on the right.
+    loss_mask: [P, G, T] bool, the tokens that are learned (the end-of-turn token among them).
+  """
+
+  prompt_tokens: jax.Array
+  prompt_mask: jax.Array
+  completion_tokens: jax.Array
+  loss_mask: jax.Array
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+  """How supervised training is run.
+
+  Attributes:
+    learning_rate: peak, reached after `warmup_steps`, then a cosine to a twentieth of it.
+    warmup_steps: linear warm-up, in steps.
+    total_steps: length of the whole schedule, in steps.
+    weight_decay: AdamW's, on matrices only.
+    clip_norm: gradients are scaled down to this global norm.
+    b2: AdamW's second-moment decay.
+    remat: recompute layers in the backward pass.
+  """
+
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  total_steps: int = 1000
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0
+  b2: float = 0.98
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.warmup_steps < self.total_steps:
+      raise ValueError("warmup_steps must lie in [0, total_steps)")
+    if self.learning_rate <= 0:
+      raise ValueError("learning_rate must be positive")
+
+
+def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
+  """Builds AdamW with a clipped gradient, linear warm-up and one cosine."""
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, cfg.learning_rate, cfg.warmup_steps, cfg.total_steps, 0.05 * cfg.learning_rate
+  )
+  matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.adamw(schedule, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=matrices),
+  )
+
+
+def sft_loss(
+  policy: DecoderConfig, params: Params, batch: SFTBatch, *, remat: bool = False
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Mean negative log-likelihood of the learned tokens, in nats per token.
+
+  Returns:
+    The loss, float32 scalar, and metrics: `nll` (the same) and `accuracy` (the share of learned
+    tokens with a probability above one half).
+  """
+  scores = completion_logprobs(
+    policy, params, batch.prompt_tokens, batch.prompt_mask, batch.completion_tokens, remat=remat
+  )
+  count = jnp.maximum(batch.loss_mask.sum(), 1)
+  nll = -jnp.sum(jnp.where(batch.loss_mask, scores.logp, 0.0)) / count
+  sure = jnp.sum(batch.loss_mask & (scores.logp > jnp.log(0.5))) / count
+  return nll, {"nll": nll, "accuracy": sure}
+
+
+def make_sft_step(policy: DecoderConfig, cfg: SFTConfig, tx: optax.GradientTransformation) -> Callable:
+  """Compiles `(params, opt_state, batch) -> (params, opt_state, metrics)`; both are donated."""
+
+  def step(params, opt_state, batch):
+    loss = lambda p: sft_loss(policy, p, batch, remat=cfg.remat)
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+  return jax.jit(step, donate_argnums=(0, 1))
