@@ -1,0 +1,103 @@
+"""Tool tasks as prompts, through the checkpoint's own chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grpo_jax.schema import ToolSpec, ToolTask
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase
+
+_PROBE = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
+_CALL_SYNTAX = (
+  'To call tools, answer with nothing but a JSON list: [{"name": <tool>, "arguments": {...}}, ...]'
+)
+
+
+def render(
+  tokenizer: PreTrainedTokenizerBase, task: ToolTask, add_generation_prompt: bool = True
+) -> list[int]:
+  """The prompt of a task as token ids, equal to transformers' `apply_chat_template`.
+
+  Args:
+    tokenizer: the policy's tokenizer, with its chat template.
+    task: its messages, and its tools when `native_tools` is set.
+    add_generation_prompt: end with the header of the assistant's turn.
+
+  Raises:
+    ValueError: the checkpoint has no chat template, or the template refuses the messages.
+  """
+  text = render_text(tokenizer, task, add_generation_prompt)
+  # The template writes every special token itself.
+  return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def render_text(
+  tokenizer: PreTrainedTokenizerBase, task: ToolTask, add_generation_prompt: bool = True
+) -> str:
+  """The prompt of a task as text; see `render`.
+
+  A template that takes no tools gets them in the system message, with the syntax of a call.
+  """
+  tools = task.tools if task.native_tools else ()
+  return render_messages(tokenizer, task.messages, tools, add_generation_prompt)
+
+
+def render_messages(
+  tokenizer: PreTrainedTokenizerBase,
+  messages: Sequence[Mapping[str, Any]],
+  tools: Sequence[ToolSpec] = (),
+  add_generation_prompt: bool = True,
+) -> str:
+  """A conversation as text, with `tools` on offer; see `render`."""
+  chat = [dict(message) for message in messages]
+  schemas = [{"type": "function", "function": tool.to_json()} for tool in tools]
+  if schemas and not supports_tools(tokenizer):
+    chat, schemas = _with_tools_in_system(chat, tools), []
+  return _apply(tokenizer, chat, schemas, add_generation_prompt)
+
+
+def supports_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+  """Whether the chat template shows the model the `tools` that it is given."""
+  chat = [{"role": "user", "content": "hello"}]
+  return _apply(tokenizer, chat, [_PROBE], True) != _apply(tokenizer, chat, [], True)
+
+
+def _apply(
+  tokenizer: PreTrainedTokenizerBase,
+  chat: list[dict[str, Any]],
+  schemas: list[dict[str, Any]],
+  add_generation_prompt: bool,
+) -> str:
+  import jinja2
+
+  if not tokenizer.chat_template:
+    raise ValueError(
+      f"{tokenizer.name_or_path} has no chat template: use an instruction-tuned checkpoint, or put "
+      "a chat_template.jinja into its folder"
+    )
+  try:
+    return tokenizer.apply_chat_template(
+      chat,
+      tools=schemas or None,
+      add_generation_prompt=add_generation_prompt,
+      tokenize=False,
+    )
+  except jinja2.exceptions.TemplateError as error:
+    raise ValueError(
+      f"the chat template of {tokenizer.name_or_path} refuses these messages: {error}"
+    ) from error
+
+
+def _with_tools_in_system(
+  chat: list[dict[str, Any]], tools: Sequence[ToolSpec]
+) -> list[dict[str, Any]]:
+  lines = [json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools]
+  text = "\n".join((_CALL_SYNTAX, "Tools:", *lines))
+  if chat and chat[0].get("role") == "system":
+    first = {**chat[0], "content": f"{chat[0].get('content') or ''}\n\n{text}".lstrip()}
+    return [first, *chat[1:]]
+  return [{"role": "system", "content": text}, *chat]
