@@ -45,8 +45,7 @@ def decode_at(text: str, start: int = 0) -> Decoded:
   Repeated keys, NaN and infinities, numbers of more than `MAX_DIGITS` digits, lone surrogates and
   nesting deeper than `MAX_DEPTH` are errors: each could mean two things, or stop a later step.
   """
-  match = _SKIP_WHITESPACE.match(text, start)
-  start = match.end() if match else start
+  start = skip_whitespace(text, start)
   if _too_deep(text, start):
     return Decoded(None, start, "too_deep")
   try:
@@ -58,6 +57,12 @@ def decode_at(text: str, start: int = 0) -> Decoded:
   if not _encodable(value, text[start:end]):
     return Decoded(None, start, "lone_surrogate")
   return Decoded(value, end, None)
+
+
+def skip_whitespace(text: str, start: int) -> int:
+  """The position of the first character at or after `start` that is not JSON white space."""
+  match = _SKIP_WHITESPACE.match(text, start)
+  return match.end() if match else start
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

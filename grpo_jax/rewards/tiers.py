@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from grpo_jax.rewards.behaviour import asks_for_missing, read_text
 from grpo_jax.rewards.breakdown import RewardBreakdown, RewardWeights, Shown
-from grpo_jax.rewards.parser import ParseMode, ParseResult, parse
+from grpo_jax.rewards.parsed import ParseResult
+from grpo_jax.rewards.parser import ParseMode, parse
 from grpo_jax.rewards.tool_call import CallComparison, compare_calls
 from grpo_jax.schema import ToolTask
 

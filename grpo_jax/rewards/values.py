@@ -20,7 +20,8 @@ def equal_values(
   - Text is compared exactly (case included) after NFC normalisation and stripping outer white
     space; with `format: date-time`, two spellings of one instant are equal.
   - Arrays are ordered. Objects need the same keys; a key left out equals its schema's `default`.
-  - With `anyOf` or `oneOf`, one alternative under which they are equal is enough.
+  - With `anyOf` or `oneOf`, one alternative that takes the wanted value's type, and under which
+    they are equal, is enough.
 
   Args:
     given: the value in the completion.
@@ -35,7 +36,9 @@ def equal_values(
   alternatives = schema.get("anyOf") or schema.get("oneOf")
   if isinstance(alternatives, (list, tuple)) and alternatives:
     return any(
-      equal_values(given, wanted, option, root, depth - 1) for option in alternatives[:_WIDTH]
+      equal_values(given, wanted, option, root, depth - 1)
+      for option in alternatives[:_WIDTH]
+      if _takes(resolve(option, root), wanted)
     )
   if isinstance(given, bool) or isinstance(wanted, bool):
     return isinstance(given, bool) and isinstance(wanted, bool) and given == wanted
@@ -57,6 +60,15 @@ def equal_values(
 
 _WIDTH = 16
 _MISSING = object()
+_TYPE_NAMES = {
+  bool: ("boolean",),
+  int: ("integer", "number", "float"),
+  float: ("number", "float"),
+  str: ("string", "any"),
+  list: ("array", "tuple"),
+  dict: ("object", "dict"),
+  type(None): ("null",),
+}
 
 
 def resolve(schema: Any, root: Any) -> Mapping[str, Any]:
@@ -82,6 +94,12 @@ def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 def default_of(schema: Any, root: Any = None) -> Any:
   """The schema's `default`, or a value that equals nothing."""
   return resolve(schema, root).get("default", _MISSING)
+
+
+def _takes(schema: Mapping[str, Any], value: Any) -> bool:
+  kind = schema.get("type")
+  kinds = kind if isinstance(kind, (list, tuple)) else (kind,)
+  return kind is None or any(name in kinds for name in _TYPE_NAMES.get(type(value), ()))
 
 
 def _only_integers(schema: Mapping[str, Any]) -> bool:

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from grpo_jax.rewards.values import equal_values
+
+DATE_TIME = {"type": "string", "format": "date-time"}
+POINT = {
+  "type": "object",
+  "properties": {"x": {"type": "number"}, "unit": {"type": "string", "default": "m"}},
+}
+TREE = {"$ref": "#/$defs/node"}
+ROOT = {
+  "$defs": {
+    "node": {
+      "type": "object",
+      "properties": {"n": {"type": "integer"}, "child": {"$ref": "#/$defs/node"}},
+    }
+  }
+}
+
+
+@pytest.mark.parametrize(
+  ("given", "wanted", "schema", "same"),
+  [
+    (5, 5.0, {"type": "number"}, True),
+    (5.0, 5, {"type": "number"}, True),
+    (5.0, 5, {"type": "integer"}, False),
+    (5.0, 5, {"type": ["integer", "null"]}, False),
+    (5.0, 5, None, True),
+    (True, 1, {"type": "integer"}, False),
+    (1, True, {"type": "boolean"}, False),
+    ("5", 5, {"type": "integer"}, False),
+    (0, False, None, False),
+    (None, None, None, True),
+    (None, "", None, False),
+    ("Oslo", "oslo", {"type": "string"}, False),
+    (" Oslo\n", "Oslo", {"type": "string"}, True),
+    ("caf\u00e9", "cafe\u0301", {"type": "string"}, True),
+    ("2025-01-02", "2025-1-2", {"type": "string", "format": "date"}, False),
+    ("2025-01-02T10:00:00Z", "2025-01-02T11:00:00+01:00", DATE_TIME, True),
+    ("2025-01-02T10:00:00Z", "2025-01-02T10:00:00+01:00", DATE_TIME, False),
+    ("noon", "midday", DATE_TIME, False),
+    ([1, 2], [2, 1], {"type": "array"}, False),
+    ([1, 2.0], [1.0, 2], {"type": "array", "items": {"type": "number"}}, True),
+    ([1, 2.0], [1, 2], {"type": "array", "items": {"type": "integer"}}, False),
+    ({"x": 1}, {"x": 1.0, "unit": "m"}, POINT, True),
+    ({"x": 1}, {"x": 1.0, "unit": "km"}, POINT, False),
+    ({"x": 1, "y": 1}, {"x": 1}, POINT, False),
+    ({"n": 1, "child": {"n": 2.0}}, {"n": 1, "child": {"n": 2}}, TREE, False),
+    ({"n": 1, "child": {"n": 2}}, {"n": 1, "child": {"n": 2}}, TREE, True),
+    (2.0, 2, {"anyOf": [{"type": "integer"}, {"type": "string"}]}, False),
+    (2.0, 2, {"anyOf": [{"type": "integer"}, {"type": "number"}]}, True),
+  ],
+)
+def test_values_are_compared_by_type_and_value(given, wanted, schema, same):
+  assert equal_values(given, wanted, schema, ROOT) is same
+
+
+@pytest.mark.parametrize(
+  "schema",
+  ["string", 5, {"type": 7}, {"properties": []}, {"$ref": "#/$defs/loop"}, {"anyOf": {}}],
+)
+def test_unusable_schemas_allow_any_value(schema):
+  root = {"$defs": {"loop": {"$ref": "#/$defs/loop"}}}
+  assert equal_values({"a": [1]}, {"a": [1]}, schema, root)
+  assert not equal_values({"a": [1]}, {"a": [2]}, schema, root)
+
+
+def test_depth_is_bounded():
+  value: object = 1
+  for _ in range(200):
+    value = [value]
+  assert equal_values(value, value) is False
