@@ -41,7 +41,7 @@ TOOLS_SHOWN = ((1, 2, 3), (40, 35, 25))  # how many tools a prompt shows, and ho
 OPTIONAL_SHARE = 0.45  # of the optional arguments are given
 TWO_MISSING_SHARE = 0.15  # of the clarify tasks with several required arguments
 HELD_OUT_PART = 5  # one request in so many is kept for `seen`
-MAX_DRAWS = 2000  # per row, before the generator gives up finding one that is new
+MAX_DRAWS = 500  # per row, before the generator gives up finding one that is new
 
 NO_TOOL = ("Sorry, none of my tools can do that.", "Sorry, I have no tool for that.")
 WONT = ("Sorry, I can't help with that.", "Sorry, I won't help with that.")
