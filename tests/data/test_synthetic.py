@@ -112,7 +112,7 @@ def test_every_value_of_a_call_stands_verbatim_in_its_request(split):
   for task in TASKS[split]:
     for call in task.calls:
       spec = next(tool for tool in task.tools if tool.name == call.name)
-      jsonschema.validate(dict(call.arguments), dict(spec.parameters))
+      jsonschema.Draft202012Validator(dict(spec.parameters)).validate(dict(call.arguments))
       assert list(call.arguments) == [name for name in spec.properties if name in call.arguments]
       for value in (leaf for entry in call.arguments.values() for leaf in leaves(entry)):
         shown = value if isinstance(value, str) else json.dumps(value)
@@ -218,8 +218,8 @@ def test_impossible_demands_are_refused_in_one_sentence(monkeypatch):
   word = Argument("word", "text", ("a",))
   few = tuple(Recipe(f"echo_{i}", "Echo a word", (word,), (), "echo", "", "echo") for i in range(4))
   monkeypatch.setattr("grpo_jax.data.synthetic.UNSEEN_RECIPES", few)
-  with pytest.raises(ValueError, match="cannot make 4000 distinct tasks"):
-    generate(0, "unseen", 4000)
+  with pytest.raises(ValueError, match="cannot make 9000 distinct tasks"):
+    generate(0, "unseen", 9000)
 
 
 def test_evaluation_words_cover_names_descriptions_and_values_of_all_tools():
