@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from grpo_jax.data.prompts import Style, task_row
 from grpo_jax.data.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES, Purposes
-from grpo_jax.data.recipes import PHRASINGS, Phrasing, Recipe, words
+from grpo_jax.data.recipes import PHRASINGS, Phrasing, Recipe
 from grpo_jax.data.training_tools import TRAINING_RECIPES
 from grpo_jax.data.unseen_tools import UNSEEN_RECIPES
 from grpo_jax.schema import Behavior, ToolCall
@@ -45,10 +44,6 @@ MAX_DRAWS = 500  # per row, before the generator gives up finding one that is ne
 
 NO_TOOL = ("Sorry, none of my tools can do that.", "Sorry, I have no tool for that.")
 WONT = ("Sorry, I can't help with that.", "Sorry, I won't help with that.")
-
-FUNCTION_WORDS = frozenset(
-  words("a an and at by for from get in into its me of on or the to up with")
-)
 
 
 def generate(
@@ -109,22 +104,6 @@ def generate(
       )
     )
   return rows
-
-
-def evaluation_words() -> frozenset[str]:
-  """Lower-case words of all fifteen tools: of names, descriptions, argument names and values.
-
-  A corpus without these words knows nothing of the evaluation. Function words (`FUNCTION_WORDS`,
-  among them the "get" of two tool names) and numbers are left out: no text can do without them.
-  """
-  texts: list[str] = []
-  for recipe in (*TRAINING_RECIPES, *UNSEEN_RECIPES):
-    texts += [recipe.name, recipe.description]
-    for argument in recipe.arguments:
-      texts += [argument.name, str(argument.schema.get("description", ""))]
-      texts += [value for value in argument.values if isinstance(value, str)]
-  found = {word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())}
-  return frozenset(found - FUNCTION_WORDS)
 
 
 @dataclass(frozen=True)

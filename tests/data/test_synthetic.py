@@ -13,12 +13,11 @@ import pytest
 from grpo_jax.data.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES
 from grpo_jax.data.recipes import Argument, Recipe
 from grpo_jax.data.synthetic import (
-  FUNCTION_WORDS,
   SPLIT_SIZES,
   SPLITS,
-  evaluation_words,
   generate,
 )
+from grpo_jax.data.tools import FUNCTION_WORDS
 from grpo_jax.data.training_tools import TRAINING_RECIPES
 from grpo_jax.data.unseen_tools import UNSEEN_RECIPES
 from grpo_jax.schema import ToolTask
@@ -220,16 +219,3 @@ def test_impossible_demands_are_refused_in_one_sentence(monkeypatch):
   monkeypatch.setattr("grpo_jax.data.synthetic.UNSEEN_RECIPES", few)
   with pytest.raises(ValueError, match="cannot make 9000 distinct tasks"):
     generate(0, "unseen", 9000)
-
-
-def test_evaluation_words_cover_names_descriptions_and_values_of_all_tools():
-  found = evaluation_words()
-  assert {"weather", "forecast", "passengers", "language", "toronto", "celsius", "usd"} <= found
-  assert {"pizza", "dropoff", "kilograms", "velvetine", "milk", "vegan"} <= found
-  assert not found & {"get", "the", "from", ""} and all(word == word.lower() for word in found)
-  for split in SPLITS:
-    for task in TASKS[split]:
-      for call in task.calls:
-        text = json.dumps(call.to_json()).replace("arguments", "").replace("name", "").lower()
-        words = set(re.findall(r"[a-z]+", text)) - {"true", "false"} - FUNCTION_WORDS
-        assert words <= found
