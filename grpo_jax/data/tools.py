@@ -1,4 +1,4 @@
-"""The vocabulary of the evaluation: what a policy's own corpus must not hold to be judged fairly."""
+"""The vocabulary of the evaluation, which a policy warmed up elsewhere must not have seen."""
 
 from __future__ import annotations
 
