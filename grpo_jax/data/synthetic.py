@@ -36,7 +36,7 @@ BEHAVIOR_OF: Mapping[Situation, Behavior] = {
   "complete": "execute", "missing": "clarify",
   "harmful": "refuse", "unfit": "refuse", "wish": "refuse",
 }  # fmt: skip
-TOOLS_SHOWN = ((1, 2, 3), (40, 35, 25))  # how many tools a prompt shows, and how often in percent
+TOOLS_SHOWN = ((1, 2, 3), (50, 35, 15))  # how many tools a prompt shows, and how often in percent
 OPTIONAL_SHARE = 0.45  # of the optional arguments are given
 TWO_MISSING_SHARE = 0.15  # of the clarify tasks with several required arguments
 HELD_OUT_PART = 5  # one request in so many is kept for `seen`

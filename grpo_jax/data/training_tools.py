@@ -56,7 +56,7 @@ GROUPINGS = words("region month product branch supplier season department gender
 TRAINING_RECIPES: tuple[Recipe, ...] = (
   Recipe(
     name="get_weather_forecast",
-    description="Get the weather forecast for a city",
+    description="Get the weather of a city",
     required=(
       Argument(
         "city", "text", CITIES,
@@ -70,7 +70,6 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
         "units", "text", ("celsius", "fahrenheit"), "in {v} units|in units of {v}|with {v} units",
         schema={"enum": ["celsius", "fahrenheit"]},
       ),
-      Argument("hourly", "flag", (True, False)),
     ),
     do=(
       "get the weather forecast|get me the weather forecast|get the weather|"
@@ -81,7 +80,7 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
   ),
   Recipe(
     name="search_flights",
-    description="Search flights from an origin to a destination",
+    description="Search flights",
     required=(
       Argument(
         "origin", "text", CITIES, "from the origin {v}|with origin {v}|leaving from the origin {v}",
@@ -102,7 +101,7 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
   ),
   Recipe(
     name="translate_text",
-    description="Translate text into a target language",
+    description="Translate text into a language",
     required=(
       Argument(
         "text", "text", TEXTS, "the text {v}|the following text {v}|this text {v}|text {v}",
@@ -116,10 +115,6 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
     ),
     optional=(
       Argument(
-        "source_language", "text", LANGUAGES,
-        "from the source language {v}|from source language {v}", natural="from {v}",
-      ),
-      Argument(
         "tone", "text", ("polite", "neutral", "playful"), "in a {v} tone|with a {v} tone",
         schema={"enum": ["polite", "neutral", "playful"]},
       ),
@@ -130,7 +125,7 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
   ),
   Recipe(
     name="currency_convert",
-    description="Convert an amount from a source currency to a target currency",
+    description="Convert a currency",
     required=(
       Argument(
         "source_currency", "text", CURRENCIES,
@@ -164,10 +159,6 @@ TRAINING_RECIPES: tuple[Recipe, ...] = (
     ),
     optional=(
       Argument("grouping", "text", GROUPINGS, "grouping by {v}|with {v} grouping"),
-      Argument(
-        "rows", "count", numbers(10, 1000, 10, parity=ODD),
-        "over {v} rows|on the first {v} rows",
-      ),
     ),
     do=(
       "get statistics|get the statistics|get me some statistics|compute statistics|"
