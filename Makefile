@@ -1,0 +1,54 @@
+# `make help` lists the targets. Each does its own set-up and is safe to run again.
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2 --dist loadfile
+TRAIN_ARGS ?=
+
+# A pyenv shim exists for each installed version but runs only the selected ones: look there too.
+INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null || \
+  ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
+VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
+  'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
+ifneq ($(filter train test lint,$(MAKECMDGOALS)),)
+  $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
+endif
+
+# The default interpreter gets .venv; any other gets a folder of its own beside it.
+VENV ?= $(if $(filter python3 python,$(PYTHON)),.venv,.venv-$(VERSION))
+BIN := $(VENV)/bin
+# jax 0.10 is the last for Python 3.11; one set of pins serves 3.12 and newer.
+CONSTRAINTS := constraints/$(if $(filter 3.11,$(VERSION)),py311,py312).txt
+STAMP := $(VENV)/.installed-$(VERSION)
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
+.PHONY: help train test lint clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@echo "variables: PYTHON=$(PYTHON) PYTEST_ARGS='$(PYTEST_ARGS)' TRAIN_ARGS='$(TRAIN_ARGS)'"
+
+train: $(STAMP)-run ## train the embedded policy and show what it gained
+	$(BIN)/python experiments/train_grpo.py --preset=tiny $(TRAIN_ARGS)
+
+test: $(STAMP)-test ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)-dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove environments and caches; runs/ stays
+	rm -rf .venv .venv-3.* .jax_cache .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	  build dist *.egg-info
+	find grpo_jax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of extras: `run` is the package alone, the others name an extra.
+$(STAMP)-%: pyproject.toml $(CONSTRAINTS)
+	@echo "installing into $(VENV): some minutes the first time"
+	$(INTERPRETER) -m venv $(if $(wildcard $(VENV)/lib/python$(VERSION)),,--clear) $(VENV)
+	$(BIN)/python -m pip install -q -e '.$(if $(filter run,$*),,[$*])' -c $(CONSTRAINTS)
+	@touch $@
