@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -37,7 +38,7 @@ def checkpoint_folder(model: str | Path, files: tuple[str, ...]) -> Path:
   if folder.is_dir():
     return folder
   name, _, revision = str(model).partition("@")
-  if name.count("/") != 1 or name.startswith(("/", ".", "~")) or name.endswith("/"):
+  if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
     raise FileNotFoundError(
       f"{str(model)!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
     )

@@ -173,9 +173,8 @@ class DecoderConfig:
     wanted = DecoderConfig.from_hf(hf)
     for field in ("attention_bias", "output_bias", "qk_norm"):
       if getattr(wanted, field) != getattr(self, field):
-        raise ValueError(
-          f"a {self.model_type} checkpoint with {field}={getattr(self, field)} is none"
-        )
+        value = getattr(self, field)
+        raise ValueError(f"{self.model_type} checkpoints cannot have {field}={value}")
     return hf
 
 

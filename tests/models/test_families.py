@@ -1,0 +1,132 @@
+"""Every supported family and quirk against transformers, on random checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+import transformers  # noqa: E402
+
+from grpo_jax.models import forward, load_pretrained, save_pretrained  # noqa: E402
+
+torch.set_num_threads(1)
+SHAPE = {"vocab_size": 131, "intermediate_size": 77, "num_hidden_layers": 2}
+PADDED = [5, 40, 96]  # real tokens in each row of a batch that is 96 wide
+
+
+def _case(family, heads, kv_heads, hidden, saving=None, dtype="float32", **options):
+  config = getattr(transformers, f"{family}Config")
+  model = getattr(transformers, f"{family}ForCausalLM")
+  options = SHAPE | {
+    "num_attention_heads": heads,
+    "num_key_value_heads": kv_heads,
+    "hidden_size": hidden,
+    "max_position_embeddings": 512,
+    **options,
+  }
+  return config, model, options, saving or {}, dtype
+
+
+CASES = {
+  "qwen2_tied_7_to_1": _case("Qwen2", 7, 1, 56, tie_word_embeddings=True, rope_theta=1e6),
+  "qwen2_untied": _case("Qwen2", 6, 2, 60, rope_theta=1e6),
+  "qwen2_yarn": _case(
+    "Qwen2",
+    4,
+    2,
+    64,
+    rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+  ),
+  "qwen2_sharded": _case("Qwen2", 4, 2, 64, {"max_shard_size": "50KB"}),
+  "qwen2_bfloat16_files": _case("Qwen2", 4, 2, 64, dtype="bfloat16"),
+  "qwen2_unused_window": _case("Qwen2", 4, 2, 64, use_sliding_window=False, sliding_window=8),
+  "qwen3_wide_heads": _case("Qwen3", 4, 2, 40, head_dim=24, tie_word_embeddings=True),
+  "qwen3_biases": _case("Qwen3", 4, 1, 40, head_dim=16, attention_bias=True),
+  "llama2": _case("Llama", 4, 4, 64),
+  "llama_biases": _case("Llama", 4, 2, 64, attention_bias=True),
+  "llama_linear_rope": _case("Llama", 4, 2, 64, rope_scaling={"type": "linear", "factor": 3.0}),
+  "llama3_rope": _case(
+    "Llama",
+    4,
+    2,
+    64,
+    rope_theta=5e5,
+    rope_scaling={
+      "rope_type": "llama3",
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 64,
+    },
+  ),
+  "smollm2_3_to_1": _case("Llama", 9, 3, 72, tie_word_embeddings=True, rope_theta=1e5),
+  "mistral_no_window": _case("Mistral", 4, 2, 40, head_dim=16, sliding_window=None),
+}
+
+
+def _checkpoint(case, folder):
+  """Writes a random checkpoint; returns transformers' float32 model of the same files."""
+  make_config, make_model, options, saving, dtype = case
+  torch.manual_seed(1)
+  model = make_model(make_config(**json.loads(json.dumps(options))))
+  with torch.no_grad():
+    for parameter in model.parameters():
+      # Biases that are zero and norms that are one would hide a parameter that is left out.
+      scale = parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.3
+      parameter.normal_(0.0 if parameter.ndim == 2 else 0.8, scale)
+  model.to(getattr(torch, dtype)).save_pretrained(folder, **saving)
+  return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _batch(side):
+  rng = np.random.default_rng(2)
+  tokens, mask = rng.integers(0, 131, (3, 96)), np.zeros((3, 96), int)
+  for row, length in enumerate(PADDED):
+    mask[row, slice(96 - length, None) if side == "left" else slice(length)] = 1
+  return tokens, mask
+
+
+def _reference(model, tokens, mask):
+  """transformers' logits of each row alone, without any padding, at the row's real tokens."""
+  with torch.no_grad():
+    rows = [t[m > 0] for t, m in zip(tokens, mask, strict=True)]
+    return np.concatenate([model(torch.tensor(row)[None]).logits[0].numpy() for row in rows])
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  return folder, _checkpoint(CASES[request.param], folder)
+
+
+def test_logits_equal_transformers_with_padding_on_either_side(case):
+  folder, model = case
+  config, params = load_pretrained(folder)
+  run = jax.jit(forward, static_argnums=0)
+  for side in ("left", "right"):
+    tokens, mask = _batch(side)
+    wanted = _reference(model, tokens, mask)
+    ours = np.asarray(run(config, params, tokens, mask))[mask > 0]
+    worst = np.abs(ours - wanted).max()
+    assert wanted.std() > 0.3  # otherwise the absolute bound would say nothing
+    assert worst <= 1e-4
+    assert worst <= 5e-5 * wanted.std()
+
+
+def test_export_loads_in_transformers_with_the_same_logits(case, tmp_path):
+  folder, model = case
+  config, params = load_pretrained(folder)
+  save_pretrained(config, params, tmp_path)
+  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+  assert type(again) is type(model)
+  tokens, mask = _batch("right")
+  np.testing.assert_array_equal(_reference(again, tokens, mask), _reference(model, tokens, mask))
+  reloaded, back = load_pretrained(tmp_path)
+  assert reloaded == config
+  jax.tree.map(np.testing.assert_array_equal, params, back)
