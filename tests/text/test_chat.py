@@ -1,0 +1,111 @@
+"""Templates with and without tools, and templates that refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from grpo_jax.schema import ToolTask
+from grpo_jax.text import render, render_messages, render_text, supports_tools
+
+PLAIN = (
+  "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+  "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN
+ALTERNATING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+TOOL = {"name": "get_time", "description": "Zeit", "parameters": {"type": "object"}}
+USER = {"role": "user", "content": "Time?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture
+def tokenizer():
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  bytes_only = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+  bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  bytes_only.decoder = decoders.ByteLevel()
+  return PreTrainedTokenizerFast(tokenizer_object=bytes_only, chat_template=PLAIN)
+
+
+def _task(messages, native=True):
+  row = {"prompt": messages, "reward_model": {"ground_truth": "When?"}}
+  if native:
+    row["tools"] = [{"type": "function", "function": TOOL}]
+  return ToolTask.from_row(row)
+
+
+def test_tools_go_into_a_template_that_takes_them(tokenizer):
+  tokenizer.chat_template = WITH_TOOLS
+  assert supports_tools(tokenizer)
+  text = render_text(tokenizer, _task([SYSTEM, USER]))
+  schema, _, rest = text.partition("[system]")
+  assert json.loads(schema) == [{"type": "function", "function": TOOL}]
+  assert rest == "Be brief.[user]Time?[assistant]"
+
+
+def test_tools_go_into_the_system_message_otherwise(tokenizer):
+  assert not supports_tools(tokenizer)
+  text = render_text(tokenizer, _task([SYSTEM, USER]))
+  head, _, tail = text.partition("\n\n")
+  assert head == "[system]Be brief."
+  assert 'JSON list: [{"name": <tool>, "arguments": {...}}, ...]' in tail
+  assert f"Tools:\n{json.dumps(TOOL)}[user]Time?[assistant]" in tail
+  alone = render_text(tokenizer, _task([USER]))
+  assert alone.startswith("[system]To call tools")
+  assert alone.endswith(tail.partition("Tools:")[2])
+
+
+def test_tools_that_the_system_message_holds_already_are_not_shown_again(tokenizer):
+  tokenizer.chat_template = WITH_TOOLS
+  shown = {"role": "system", "content": json.dumps(TOOL)}
+  task = _task([shown, USER], native=False)
+  assert task.tools  # found in the message, for the reward
+  assert render_text(tokenizer, task) == f"[system]{json.dumps(TOOL)}[user]Time?[assistant]"
+
+
+def test_a_tool_template_of_several_is_used_when_there_are_tools(tokenizer):
+  tokenizer.chat_template = {"default": PLAIN, "tool_use": WITH_TOOLS}
+  assert render_text(tokenizer, _task([USER])).startswith('[{"type": "function"')
+  assert render_messages(tokenizer, [USER]) == "[user]Time?[assistant]"
+
+
+def test_the_generation_prompt_can_be_left_out(tokenizer):
+  assert render_text(tokenizer, _task([USER], native=False), False) == "[user]Time?"
+
+
+def test_ids_are_the_text_without_further_special_tokens(tokenizer):
+  tokenizer.add_special_tokens({"bos_token": "<s>"})
+  tokenizer.add_bos_token = True
+  ids = render(tokenizer, _task([USER], native=False))
+  assert tokenizer.decode(ids) == "[user]Time?[assistant]"
+  tokenizer.chat_template = "{{ bos_token }}" + PLAIN
+  ids = render(tokenizer, _task([USER], native=False))
+  assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_checkpoint_without_a_template_says_what_to_do(tokenizer):
+  tokenizer.chat_template = None
+  with pytest.raises(ValueError, match="no chat template: use an instruction-tuned"):
+    render(tokenizer, _task([USER]))
+
+
+def test_a_template_that_refuses_the_messages_is_quoted(tokenizer):
+  tokenizer.chat_template = ALTERNATING + PLAIN
+  with pytest.raises(ValueError, match="refuses these messages: no system"):
+    render(tokenizer, _task([SYSTEM, USER], native=False))
+
+
+def test_templates_run_in_a_sandbox(tokenizer):
+  tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+  with pytest.raises(ValueError, match="refuses"):
+    render(tokenizer, _task([USER], native=False))
+
+
+def test_messages_are_not_changed(tokenizer):
+  messages = [dict(SYSTEM), dict(USER)]
+  render(tokenizer, _task(messages))
+  assert messages == [SYSTEM, USER]
