@@ -1,21 +1,35 @@
-"""Verifiable rewards for tool calling: pure Python, no jax, nothing raises on any completion."""
+"""Verifiable rewards for tool calling: no jax, and nothing raises on any completion."""
 
+from grpo_jax.rewards.batch import BuiltInReward, Reward
 from grpo_jax.rewards.breakdown import ERRORS, RewardBreakdown, RewardWeights
+from grpo_jax.rewards.combine import CombinedReward
+from grpo_jax.rewards.custom import CustomReward
+from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
+from grpo_jax.rewards.load import RewardConfig, load_reward
 from grpo_jax.rewards.parsed import PARSE_ERRORS, ParseResult
 from grpo_jax.rewards.parser import PARSE_MODES, parse
-from grpo_jax.rewards.tiers import TIERS, binary, graded, score, tiered
+from grpo_jax.rewards.tiers import TIERS, binary, graded, score, tiered, toolrl
 
 __all__ = [
   "ERRORS",
   "PARSE_ERRORS",
   "PARSE_MODES",
   "TIERS",
+  "BuiltInReward",
+  "CombinedReward",
+  "CustomReward",
+  "JudgeConfig",
+  "JudgeReward",
   "ParseResult",
+  "Reward",
   "RewardBreakdown",
+  "RewardConfig",
   "RewardWeights",
   "binary",
   "graded",
+  "load_reward",
   "parse",
   "score",
   "tiered",
+  "toolrl",
 ]

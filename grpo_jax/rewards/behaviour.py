@@ -14,7 +14,7 @@ from grpo_jax.schema import ToolTask
 TextKind = Literal["asks", "declines", "hedging", "degenerate", "states"]
 
 #: A question may name this many arguments that are not missing.
-MAX_OTHER_ARGUMENTS = 2
+MAX_OTHER_ARGUMENTS = 1
 #: Below this share of different four-character pieces a text is taken to repeat itself.
 MIN_DISTINCT_SHARE = 0.3
 

@@ -46,10 +46,17 @@ def is_accepted(value: Any, accepted: Sequence[Any], schema: Any) -> bool:
     # The ground truth may hold another type than the schema says (a variable's name, None).
     return type(value) is accepted_type and _member(value, accepted)
   items = _items_type(schema) if expected is list else None
-  if expected is list and items is not None and not _items_typed(value, accepted, items):
+  if items is not None and not _items_typed(value, accepted, items):
     return False
   if accepted_type is not None and accepted_type is not expected:
     return _member(value, accepted)
+  return _matches(value, accepted, expected, items)
+
+
+def _matches(
+  value: Any, accepted: Sequence[Any], expected: type | None, items: type | None
+) -> bool:
+  """Compares a value that has the expected type."""
   if expected is dict:
     return _is_accepted_dict(value, accepted)
   if expected is list and items is dict:
@@ -95,7 +102,7 @@ def _items_type(schema: Mapping[str, Any]) -> type | None:
   return _TYPES.get(kind) if isinstance(kind, str) else None
 
 
-def _items_typed(value: Sequence[Any], accepted: Sequence[Any], items: type) -> bool:
+def _items_typed(value: Any, accepted: Sequence[Any], items: type) -> bool:
   """Whether, for one accepted value, every item has the schema's type or that value's own."""
   for option in accepted:
     if not isinstance(option, (list, tuple)):

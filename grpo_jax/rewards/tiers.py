@@ -1,53 +1,24 @@
-"""The built-in rewards: DESIGN's tiers as plain functions from a completion to a breakdown."""
+"""The built-in rewards: plain functions from a completion and a task to a breakdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
-from grpo_jax.rewards.behaviour import asks_for_missing, read_text
+from grpo_jax.rewards.behaviour import TextKind, asks_for_missing, read_text
 from grpo_jax.rewards.breakdown import RewardBreakdown, RewardWeights, Shown
 from grpo_jax.rewards.parsed import ParseResult
 from grpo_jax.rewards.parser import ParseMode, parse
 from grpo_jax.rewards.tool_call import CallComparison, compare_calls
+from grpo_jax.rewards.toolrl import scaled, toolrl_parts
 from grpo_jax.schema import ToolTask
 
-Tiers = Literal["tiered", "binary", "graded"]
+Tiers = Literal["tiered", "binary", "graded", "toolrl"]
 TIERS: tuple[Tiers, ...] = get_args(Tiers)
 
 DEFAULT_WEIGHTS = RewardWeights()
-
-
-def score(
-  completion: str,
-  task: ToolTask,
-  tiers: Tiers = "tiered",
-  parse: ParseMode = "strict",
-  weights: RewardWeights = DEFAULT_WEIGHTS,
-) -> RewardBreakdown:
-  """Scores one completion; deterministic, and raises on no completion.
-
-  Args:
-    completion: the model's answer, without the end-of-turn token.
-    task: what was wanted.
-    tiers: which reward: `tiered`, `binary` or `graded`.
-    parse: which forms count as a call: `strict` or `auto`.
-    weights: the numbers.
-
-  Returns:
-    The breakdown; `.total` lies in [0, 1].
-
-  Raises:
-    ValueError: unknown `tiers` or `parse`.
-  """
-  if tiers not in TIERS:
-    raise ValueError(f"tiers {tiers!r}; expected one of {', '.join(TIERS)}")
-  rewards: dict[str, Callable[..., RewardBreakdown]] = {
-    "tiered": tiered,
-    "binary": binary,
-    "graded": graded,
-  }
-  return rewards[tiers](completion, task, parse, weights)
 
 
 def tiered(
@@ -56,7 +27,7 @@ def tiered(
   parse: ParseMode = "strict",
   weights: RewardWeights = DEFAULT_WEIGHTS,
 ) -> RewardBreakdown:
-  """Full marks, a fixed part for the right tool or the right kind of answer, or nothing."""
+  """Full marks, a fixed part for the right tool or for withholding the call, or nothing."""
   return _score(completion, task, parse, weights, lambda compared: weights.partial_execute)
 
 
@@ -81,11 +52,69 @@ def binary(
 ) -> RewardBreakdown:
   """Full marks or nothing."""
   found = tiered(completion, task, parse, weights)
-  if found.error is None:
-    return found
-  return RewardBreakdown(
-    0.0, found.error, found.parts, found.wrong_arguments, found.shown, found.detail
-  )
+  return found if found.error is None else dataclasses.replace(found, total=0.0)
+
+
+def toolrl(
+  completion: str,
+  task: ToolTask,
+  parse: ParseMode = "strict",
+  weights: RewardWeights = DEFAULT_WEIGHTS,
+) -> RewardBreakdown:
+  """ToolRL's published formula, mapped from [-3, 4] onto [0, 1].
+
+  `error`, `wrong_arguments` and `shown` say what `tiered` says, so that both can be compared.
+  """
+  found = tiered(completion, task, parse, weights)
+  pair = toolrl_parts(completion, _parse(completion, parse), task)
+  parts = {**found.parts, "toolrl/format": pair[0], "toolrl/correctness": pair[1]}
+  return dataclasses.replace(found, total=scaled(pair), parts=parts)
+
+
+BUILT_IN: Mapping[Tiers, Callable[..., RewardBreakdown]] = MappingProxyType(
+  {"tiered": tiered, "binary": binary, "graded": graded, "toolrl": toolrl}
+)
+
+
+def score(
+  completion: str,
+  task: ToolTask,
+  tiers: Tiers = "tiered",
+  parse: ParseMode = "strict",
+  weights: RewardWeights = DEFAULT_WEIGHTS,
+) -> RewardBreakdown:
+  """Scores one completion with a built-in reward; deterministic, and raises on no completion.
+
+  Args:
+    completion: the model's answer, without the end-of-turn token.
+    task: what was wanted.
+    tiers: which reward: `tiered`, `binary`, `graded` or `toolrl`.
+    parse: which forms count as a call: `strict` or `auto`.
+    weights: the numbers.
+
+  Returns:
+    The breakdown; `.total` lies in [0, 1].
+
+  Raises:
+    ValueError: unknown `tiers` or `parse`.
+  """
+  if tiers not in TIERS:
+    raise ValueError(f"tiers {tiers!r}; expected one of {', '.join(TIERS)}")
+  return BUILT_IN[tiers](completion, task, parse, weights)
+
+
+# `parse` is also the name of an argument above, as the outside world knows it.
+_parse = parse
+
+_SHOWN: Mapping[TextKind, Shown] = MappingProxyType(
+  {
+    "asks": "clarify",
+    "declines": "refuse",
+    "hedging": "other",
+    "degenerate": "other",
+    "states": "other",
+  }
+)
 
 
 def _score(
@@ -95,83 +124,79 @@ def _score(
   weights: RewardWeights,
   partial: Callable[[CallComparison], float],
 ) -> RewardBreakdown:
-  parsed = parse(completion, mode)
+  parsed = _parse(completion, mode)
   if task.behavior != "execute":
     return _score_text(completion, parsed, task, weights)
-  if parsed.error is not None:
-    shown = shown_behaviour(completion, parsed, task, weights)
-    error = "unparsable" if parsed.attempted else "no_call"
-    return RewardBreakdown(0.0, error, _CALL_NOTHING, (), shown, parsed.error)
+  if not parsed.calls:
+    if _means_call(completion, parsed, task):
+      return _called(0.0, "unparsable", shown="other", detail=parsed.error or "")
+    kind = read_text(completion, weights.max_text_chars).kind
+    return _called(0.0, "no_call", shown=_SHOWN[kind], detail=parsed.error or "")
   compared = compare_calls(parsed.calls, task, ordered=weights.ordered_calls)
   if compared.error is None:
-    return RewardBreakdown(weights.exact, None, _CALL_ALL, (), "execute")
-  parts = {
-    "call/parsed": 1.0,
-    "call/tools": float(compared.tools_right),
-    "call/arguments": compared.share,
-  }
-  total = partial(compared) if compared.tools_right else 0.0
-  return RewardBreakdown(total, compared.error, parts, compared.wrong_arguments, "execute")
+    return _called(weights.exact, None, parsed=1.0, tools=1.0, arguments=1.0)
+  return _called(
+    partial(compared) if compared.tools_right else 0.0,
+    compared.error,
+    parsed=1.0,
+    tools=float(compared.tools_right),
+    arguments=compared.share,
+    wrong_arguments=compared.wrong_arguments,
+  )
 
 
-_CALL_NOTHING = {"call/parsed": 0.0, "call/tools": 0.0, "call/arguments": 0.0}
-_CALL_ALL = {"call/parsed": 1.0, "call/tools": 1.0, "call/arguments": 1.0}
+def _called(
+  total: float,
+  error: str | None,
+  *,
+  parsed: float = 0.0,
+  tools: float = 0.0,
+  arguments: float = 0.0,
+  wrong_arguments: tuple[str, ...] = (),
+  shown: Shown = "execute",
+  detail: str = "",
+) -> RewardBreakdown:
+  parts = {"execute/parsed": parsed, "execute/tools": tools, "execute/arguments": arguments}
+  return RewardBreakdown(total, error, parts, wrong_arguments, shown, detail)
 
 
-def shown_behaviour(
-  completion: str, parsed: ParseResult, task: ToolTask, weights: RewardWeights = DEFAULT_WEIGHTS
-) -> Shown:
-  """The behaviour that a completion showed, whatever was wanted."""
-  if parsed.calls:
-    return "execute"
-  if parsed.attempted or _quotes_call(completion, task):
-    return "other"
-  return _SHOWN[read_text(completion, weights.max_text_chars).kind]
-
-
-_SHOWN: dict[str, Shown] = {
-  "asks": "clarify",
-  "declines": "refuse",
-  "hedging": "other",
-  "degenerate": "other",
-  "states": "other",
-}
-
-
-def _quotes_call(text: str, task: ToolTask) -> bool:
-  return "(" in text and any(f"{spec.name}(" in text for spec in task.tools)
+def _means_call(completion: str, parsed: ParseResult, task: ToolTask) -> bool:
+  """Whether a call was made or meant, as any form of call, or as a tool's name and a bracket."""
+  if parsed.attempted:
+    return True
+  return "(" in completion and any(f"{spec.name}(" in completion for spec in task.tools)
 
 
 def _score_text(
   completion: str, parsed: ParseResult, task: ToolTask, weights: RewardWeights
 ) -> RewardBreakdown:
   """Scores a completion of a task that wants no call."""
-  wants_question = task.behavior == "clarify"
-  part = "clarify" if wants_question else "refuse"
-  goal = f"{part}/asks" if wants_question else f"{part}/declines"
-  if parsed.calls:
-    parts = {f"{part}/no_call": 0.0, goal: 0.0}
-    return RewardBreakdown(0.0, "needless_call", parts, (), "execute")
-  if parsed.error != "empty" and (parsed.attempted or _quotes_call(completion, task)):
-    parts = {f"{part}/no_call": 0.0, goal: 0.0}
-    detail = parsed.error if parsed.attempted else "other_form"
-    return RewardBreakdown(0.0, "unparsable", parts, (), "other", detail or "")
+  clarify = task.behavior == "clarify"
+  if _means_call(completion, parsed, task):
+    parts = _text_parts(clarify, no_call=0.0, done=0.0)
+    if parsed.calls:
+      return RewardBreakdown(0.0, "needless_call", parts, (), "execute")
+    return RewardBreakdown(0.0, "unparsable", parts, (), "other", parsed.error or "")
   reading = read_text(completion, weights.max_text_chars)
-  shown = _SHOWN[reading.kind]
-  error: str | None
+  error: str | None = None
   if reading.kind in ("degenerate", "hedging"):
     error = reading.kind
-  elif wants_question:
+  elif clarify:
     asked = asks_for_missing(reading, task) if reading.kind == "asks" else "no_question"
     error = None if asked == "asks" else asked
-  else:
-    error = None if reading.kind == "declines" else "not_declined"
-  parts = {f"{part}/no_call": 1.0, goal: float(error is None)}
+  elif reading.kind != "declines":
+    error = "not_declined"
   if error is None:
-    return RewardBreakdown(
-      weights.asks if wants_question else weights.declines, None, parts, (), shown
-    )
-  if error == "degenerate":
-    return RewardBreakdown(0.0, error, parts, (), shown)
-  partial = weights.partial_clarify if wants_question else weights.partial_refuse
-  return RewardBreakdown(partial, error, parts, (), shown)
+    total = weights.asks if clarify else weights.declines
+  elif error == "degenerate":
+    total = 0.0
+  else:
+    total = weights.partial_clarify if clarify else weights.partial_refuse
+  parts = _text_parts(clarify, no_call=1.0, done=float(error is None))
+  return RewardBreakdown(total, error, parts, (), _SHOWN[reading.kind])
+
+
+def _text_parts(clarify: bool, *, no_call: float, done: float) -> dict[str, float]:
+  if clarify:
+    return {"clarify/no_call": no_call, "clarify/asks": done}
+  return {"refuse/no_call": no_call, "refuse/declines": done}

@@ -1,0 +1,112 @@
+"""From what a flag says to a reward: `tiered`, `my.py:function`, `0.8*tiered,0.2*judge`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from grpo_jax.rewards.batch import BuiltInReward, Reward
+from grpo_jax.rewards.breakdown import RewardWeights
+from grpo_jax.rewards.combine import NORMALISATIONS, CombinedReward, Normalise
+from grpo_jax.rewards.custom import CustomReward
+from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
+from grpo_jax.rewards.parser import PARSE_MODES, ParseMode
+from grpo_jax.rewards.tiers import DEFAULT_WEIGHTS, TIERS
+
+_WEIGHTED = re.compile(r"\s*(?:(?P<weight>\d+(?:\.\d+)?)\s*\*)?\s*(?P<spec>.+?)\s*")
+_FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+  """How rewards are loaded and run.
+
+  Attributes:
+    parse: which forms count as a call, for the built-in rewards.
+    weights: the numbers of the built-in rewards.
+    normalise: how each of several rewards is standardised before they are added.
+    group_size: G, needed for `normalise="group"`.
+    on_error: the total where a custom reward fails.
+    time_limit: seconds for one call of a custom reward.
+    workers: processes for each custom reward.
+    judge: the endpoint, for the reward `judge`.
+  """
+
+  parse: ParseMode = "strict"
+  weights: RewardWeights = DEFAULT_WEIGHTS
+  normalise: Normalise = "none"
+  group_size: int | None = None
+  on_error: float = 0.0
+  time_limit: float = 5.0
+  workers: int = 2
+  judge: JudgeConfig | None = None
+
+  def __post_init__(self) -> None:
+    if self.parse not in PARSE_MODES:
+      raise ValueError(f"parse mode {self.parse!r}; expected one of {', '.join(PARSE_MODES)}")
+    if self.normalise not in NORMALISATIONS:
+      valid = ", ".join(NORMALISATIONS)
+      raise ValueError(f"normalise {self.normalise!r}; expected one of {valid}")
+    if not math.isfinite(self.on_error):
+      raise ValueError(f"on_error is {self.on_error}; expected a finite number")
+    if self.time_limit <= 0 or self.workers < 1:
+      raise ValueError(
+        f"time_limit is {self.time_limit} s and workers {self.workers}; expected positive numbers"
+      )
+
+
+DEFAULT_CONFIG = RewardConfig()
+
+
+def load_reward(spec: str, config: RewardConfig = DEFAULT_CONFIG) -> Reward:
+  """Makes the reward that a flag names.
+
+  Args:
+    spec: a built-in reward (`tiered`, `binary`, `graded`, `toolrl`), `judge`, `file.py:function`,
+      or several of these separated by commas, each with an optional weight: `0.8*tiered,0.2*judge`.
+    config: how they are run.
+
+  Returns:
+    A context manager with `score_batch(completions, tasks) -> list[RewardBreakdown]`.
+
+  Raises:
+    ValueError: an unknown name, a file or function that cannot be loaded, weights that do not fit.
+  """
+  weights: list[float] = []
+  rewards: list[Reward] = []
+  try:
+    for entry in spec.split(","):
+      match = _WEIGHTED.fullmatch(entry)
+      if match is None:
+        raise ValueError(f"reward {spec!r}: an entry is empty")
+      weights.append(float(match["weight"] or 1.0))
+      rewards.append(_load_one(match["spec"], config))
+    if len(rewards) == 1 and config.normalise == "none":
+      return rewards[0]
+    return CombinedReward(rewards, weights, config.normalise, config.group_size)
+  except ValueError:
+    for reward in rewards:
+      reward.close()
+    raise
+
+
+def _load_one(spec: str, config: RewardConfig) -> Reward:
+  for tiers in TIERS:
+    if spec == tiers:
+      return BuiltInReward(tiers, config.parse, config.weights)
+  if spec == "judge":
+    if config.judge is None:
+      raise ValueError('reward "judge" needs a judge model and endpoint')
+    return JudgeReward(config.judge, BuiltInReward("tiered", config.parse, config.weights))
+  match = _FILE.fullmatch(spec)
+  if match is None:
+    valid = ", ".join((*TIERS, "judge", "path/to/file.py:function"))
+    raise ValueError(f"reward {spec!r}; expected one of {valid}")
+  return CustomReward(
+    match["path"],
+    match["function"],
+    on_error=config.on_error,
+    time_limit=config.time_limit,
+    workers=config.workers,
+  )
