@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from grpo_jax.data.jsonl import DataError, data_sha256, load_tasks, write_jsonl
+from grpo_jax.data.synthetic import generate
+from grpo_jax.schema import ToolTask
+
+ROWS = generate(0, "unseen", 20)
+NATIVE = generate(0, "unseen", 20, style="tools")
+GOOD = [json.dumps(row) for row in ROWS]
+
+
+def lines_file(tmp_path: Path, *lines: str | bytes) -> Path:
+  path = tmp_path / "data.jsonl"
+  path.write_bytes(b"\n".join(s.encode() if isinstance(s, str) else s for s in lines) + b"\n")
+  return path
+
+
+def errors_of(path: Path) -> list[str]:
+  with pytest.raises(DataError) as caught:
+    load_tasks(path)
+  return str(caught.value).removeprefix("\n").split("\n")
+
+
+@pytest.mark.parametrize("rows", [ROWS, NATIVE], ids=["system", "tools"])
+def test_what_was_written_is_read_back(tmp_path, rows):
+  write_jsonl(rows, tmp_path / "a" / "data.jsonl")
+  tasks = load_tasks(tmp_path / "a" / "data.jsonl")
+  in_memory = [ToolTask.from_row(row) for row in rows]
+  assert tasks == in_memory
+  assert data_sha256(tasks) == data_sha256(in_memory)
+  assert [path.name for path in (tmp_path / "a").iterdir()] == ["data.jsonl"]
+
+
+def test_hash_changes_with_any_value_and_with_the_order():
+  tasks = [ToolTask.from_row(row) for row in ROWS]
+  assert data_sha256(tasks) != data_sha256(tasks[::-1])
+  changed = json.loads(json.dumps(ROWS))
+  changed[-1]["prompt"][1]["content"] += " "
+  assert data_sha256(tasks) != data_sha256([ToolTask.from_row(row) for row in changed])
+
+
+def test_every_bad_line_is_named_with_its_number(tmp_path):
+  path = lines_file(
+    tmp_path,
+    GOOD[0],
+    "",
+    GOOD[1][:-5],
+    '{"prompt": 5, "reward_model": {"ground_truth": "no"}}',
+    GOOD[2].encode()[:40] + b"\xff\xfe" + GOOD[2].encode()[40:],
+    GOOD[0],
+    GOOD[3].replace("unseen-0003", "\\ud800"),
+    '{"prompt": "a", "prompt": "b", "reward_model": {"ground_truth": "no"}}',
+    '{"prompt": "a", "reward_model": {"ground_truth": NaN}}',
+    "[" * 100_000,
+    '{"prompt": "a", "reward_model": {"ground_truth": ' + "9" * 5000 + "}}",
+  )
+  errors = errors_of(path)
+  expected = {
+    3: "not JSON: ",
+    4: '"prompt" must be a non-empty list',
+    5: "not UTF-8 at byte 41 of the line",
+    6: f"id 'unseen-0000' is taken by {path}:1",
+    7: "half of a surrogate pair",
+    8: "the key 'prompt' stands twice in one object",
+    9: "NaN is no JSON number",
+    10: "nested too deeply",
+    11: "Exceeds the limit",
+  }
+  assert len(errors) == len(expected)
+  for error, (line, problem) in zip(errors, expected.items(), strict=True):
+    assert error.startswith(f"{path}:{line}: ") and problem in error
+
+
+def test_a_line_of_100_megabytes_is_named_and_never_held_in_memory(tmp_path):
+  path = lines_file(tmp_path, GOOD[0], b"x" * 100_000_000, '{"a": 1}', GOOD[1])
+  tracemalloc.start()
+  errors = errors_of(path)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert errors[0] == f"{path}:2: longer than 16 MiB; expected one task a line"
+  assert errors[1].startswith(f"{path}:3: ") and len(errors) == 2
+  assert peak < 60e6
+
+
+def test_the_first_twenty_errors_are_shown_and_the_rest_counted(tmp_path):
+  path = lines_file(tmp_path, *["{}"] * 33)
+  errors = errors_of(path)
+  assert len(errors) == 21 and errors[-1] == "and 13 more errors"
+  with pytest.raises(DataError) as caught:
+    load_tasks(path)
+  assert len(caught.value.errors) == 33
+
+
+def test_a_json_list_is_read_with_the_line_of_each_task(tmp_path):
+  path = tmp_path / "data.json"
+  path.write_text(json.dumps(ROWS, indent=1), encoding="utf-8-sig")
+  assert load_tasks(path) == [ToolTask.from_row(row) for row in ROWS]
+  path.write_text(f'[\n{GOOD[0]},\n\n{{"prompt": 5}},\n{GOOD[1]}\n]')
+  assert errors_of(path)[0].startswith(f"{path}:4: ")
+  path.write_text(f"[\n{GOOD[0]}\n{GOOD[1]}]")
+  assert errors_of(path) == [f'{path}:2: expected "," or "]" after this task']
+  path.write_text(f"[\n{GOOD[0]},\n{GOOD[1][:50]}")
+  assert errors_of(path)[0].startswith(f"{path}:3: not JSON")
+  path.write_text("7")
+  assert errors_of(path) == [f"{path}: expected a JSON list of tasks, or one task a line"]
+  path.write_text("\n".join(GOOD))
+  assert len(load_tasks(path)) == 20
+
+
+@pytest.mark.parametrize("rows", [ROWS, NATIVE], ids=["system", "tools"])
+def test_parquet_and_datasets_give_the_tasks_of_the_jsonl_file(tmp_path, monkeypatch, rows):
+  datasets = pytest.importorskip("datasets")
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  wanted = [ToolTask.from_row(row) for row in rows]
+  folder = tmp_path / "folder"
+  write_jsonl(rows, folder / "train.jsonl")
+  assert load_tasks(folder) == wanted
+  data = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train")
+  data.to_parquet(tmp_path / "data.parquet")
+  data.save_to_disk(tmp_path / "saved")
+  assert load_tasks(tmp_path / "data.parquet") == wanted
+  assert load_tasks(tmp_path / "saved") == wanted
+  with pytest.raises(DataError, match=r"folder\[nosplit\]: neither a file nor loadable"):
+    load_tasks(folder, split="nosplit")
+
+
+def test_parquet_with_struct_columns_drops_the_nulls_of_other_rows(tmp_path):
+  pa = pytest.importorskip("pyarrow")
+  import pyarrow.parquet
+
+  table = pa.Table.from_pylist(NATIVE)  # every tool's struct has the arguments of all tools
+  pyarrow.parquet.write_table(table, tmp_path / "verl.parquet")
+  tasks = load_tasks(tmp_path / "verl.parquet")
+  for task, row in zip(tasks, NATIVE, strict=True):
+    wanted = ToolTask.from_row(row)
+    assert task.calls == wanted.calls and task.messages == wanted.messages
+    for tool, other in zip(task.tools, wanted.tools, strict=True):
+      assert tool.properties == other.properties and tool.required == other.required
+  bad = pa.Table.from_pylist([{"prompt": "a", "reward_model": {"ground_truth": ""}}])
+  pyarrow.parquet.write_table(bad, tmp_path / "bad.parquet")
+  assert errors_of(tmp_path / "bad.parquet")[0].startswith(f"{tmp_path}/bad.parquet:row 1: ")
+  (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+  assert "not a readable parquet file" in errors_of(tmp_path / "torn.parquet")[0]
+
+
+def test_a_file_that_is_missing_empty_or_unknown_is_refused(tmp_path):
+  assert errors_of(tmp_path / "none.jsonl") == [f"{tmp_path}/none.jsonl: no such file or folder"]
+  assert errors_of(tmp_path / "none") == [f"{tmp_path}/none: no such file or folder"]
+  assert errors_of(lines_file(tmp_path, "")) == [f"{tmp_path}/data.jsonl: holds no task"]
+  (tmp_path / "data.csv").write_text("a,b")
+  assert "expected a file ending in one of .jsonl" in errors_of(tmp_path / "data.csv")[0]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(GOOD[:3]).encode())
+  assert len(load_tasks(path)) == 3
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+  path = tmp_path / "data.jsonl"
+  write_jsonl(ROWS[:1], path)
+  before = path.read_bytes()
+  with pytest.raises(TypeError):
+    write_jsonl([{"prompt": object()}], path)
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
