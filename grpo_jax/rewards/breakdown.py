@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Shown = Literal["execute", "clarify", "refuse", "other"]
 
@@ -64,33 +64,33 @@ class RewardBreakdown:
   detail: str = ""
 
 
+def _number(default: Any, meaning: str) -> Any:
+  """A setting with the help text that experiments show for its flag."""
+  return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class RewardWeights:
   """Every number of the built-in rewards; rewards are dimensionless and lie in [0, 1].
 
-  Attributes:
-    exact: right tools and all arguments right.
-    partial_execute: `tiered`: right tools, some arguments wrong, missing or extra.
-    graded_floor: `graded`: the reward of the right tools with no argument right; with a share s of
-      right arguments it is `graded_floor + (exact - graded_floor) * s`.
-    asks: asks for what is missing, where that was wanted.
-    partial_clarify: no call, but does not ask for it. (At 0.5, declining everything would earn
-      0.275 of a 60/25/15 mixture, and a weak policy was seen to slide into it.)
-    declines: declines, where that was wanted.
-    partial_refuse: no call, but does not decline.
-    ordered_calls: True: parallel calls must come in the wanted order; False: in any order.
-    max_text_chars: a clarifying or declining text longer than this many characters is degenerate.
+  Each field's meaning is in its metadata under `help`, for the flags of the experiments. (Why
+  0.25: at 0.5, declining everything would earn 0.275 of a 60/25/15 mixture, and a weak policy was
+  seen to slide into it.)
   """
 
-  exact: float = 1.0
-  partial_execute: float = 0.5
-  graded_floor: float = 0.0
-  asks: float = 1.0
-  partial_clarify: float = 0.25
-  declines: float = 1.0
-  partial_refuse: float = 0.25
-  ordered_calls: bool = False
-  max_text_chars: int = 1000
+  exact: float = _number(1.0, "execute: right tools and all arguments right")
+  partial_execute: float = _number(0.5, "execute, tiered: right tools, some arguments not right")
+  graded_floor: float = _number(
+    0.0, "execute, graded: right tools and no argument right; grows to `exact` with their share"
+  )
+  asks: float = _number(1.0, "clarify: asks for what is missing")
+  partial_clarify: float = _number(0.25, "clarify: no call, but does not ask for it")
+  declines: float = _number(1.0, "refuse: declines")
+  partial_refuse: float = _number(0.25, "refuse: no call, but does not decline")
+  ordered_calls: bool = _number(False, "whether parallel calls must come in the wanted order")
+  max_text_chars: int = _number(
+    1000, "characters of a clarifying or declining text; a longer one is degenerate"
+  )
 
   def __post_init__(self) -> None:
     for entry in fields(self):

@@ -22,11 +22,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CATEGORIES = tuple(
-  f"{prefix}{name}"
-  for prefix in ("", "live_")
-  for name in ("simple_python" if not prefix else "simple", "multiple", "parallel")
-) + ("parallel_multiple", "live_parallel_multiple")
+CATEGORIES = (
+  "simple_python",
+  "multiple",
+  "parallel",
+  "parallel_multiple",
+  "live_simple",
+  "live_multiple",
+  "live_parallel",
+  "live_parallel_multiple",
+)
 TASKS_PER_CATEGORY = 16
 CASES_PER_TASK = 10
 
