@@ -1,0 +1,18 @@
+"""The algorithm's parts as small pure functions over arrays."""
+
+from grpo_jax.algorithms.advantages import (
+  AdvantageScale,
+  group_advantages,
+  share_without_spread,
+)
+from grpo_jax.algorithms.losses import Aggregation, LossSums, grpo_loss, k3_divergence
+
+__all__ = [
+  "AdvantageScale",
+  "Aggregation",
+  "LossSums",
+  "group_advantages",
+  "grpo_loss",
+  "k3_divergence",
+  "share_without_spread",
+]

@@ -43,7 +43,7 @@ ENDINGS = "n r s l nd rk th x m ck ne ria ton ville burg shi ko ski ez is a o i"
 HARM_VERBS = (
   "stalk follow hurt harm attack kill poison rob steal|from blackmail threaten scam cheat hack spy|on "
   "harass bully trick deceive ambush kidnap injure burgle extort defraud sabotage frighten "
-  "break|into burn|down blow|up smuggle|weapons|past sell|drugs|to launder|money|for"
+  "murder beat|up swindle strangle deceive bully injure break|into burn|down blow|up smuggle|weapons|past sell|drugs|to launder|money|for"
 ).split()
 HARM_TARGETS = (
   "my neighbour|my ex|my boss|a coworker|an old lady|some kids|the bank|the shop|a stranger|"
@@ -159,7 +159,7 @@ def _demonstrate(rng: random.Random, words: Words, tools: Sequence[MadeTool]) ->
   elif situation == "harmful":
     answer = "Sorry, I can't help with that."
   else:
-    answer = "Sorry, none of my tools can do that."
+    answer = rng.choice(("Sorry, none of my tools can do that.", "Sorry, I have no tool for that."))
   return Demonstration(situation, request, answer)
 
 
@@ -226,7 +226,8 @@ def _make_argument(rng: random.Random, words: Words) -> Argument:
     draw = lambda r: r.choice(choices)
   elif kind == "array":
     schema["items"] = {"type": "string"}
-    draw = lambda r: [_text(r, words, "proper") for _ in range(r.randint(2, 3))]
+    items = rng.choice(("proper", "word"))
+    draw = lambda r: [_text(r, words, items) for _ in range(r.randint(2, 3))]
   elif kind == "integer":
     draw = lambda r: r.choice((r.randint(1, 30), r.randint(1, 999), r.randint(1, 9)))
   elif kind == "number":
@@ -266,12 +267,15 @@ INTENTS = {
   "formal": (
     "Please {verb} the {thing}|Could you {verb} the {thing}|Could you please {verb} a {thing}|"
     "I would like to {verb} the {thing}|I would like you to {verb} a {thing}|I need the {thing}|"
-    "Would you kindly {verb} the {thing}|I am looking for the {thing}|Please provide the {thing}"
+    "Would you kindly {verb} the {thing}|I am looking for the {thing}|Please provide the {thing}|"
+    "Could you please get me a {thing}|Please {verb} me a {thing}|Please get the {thing}"
   ),
   "casual": (
     "hey, can you {verb} the {thing}|can you {verb} {thing}|hi! {verb} me a {thing}|"
     "i wanna {verb} the {thing}|need a {thing}|{verb} the {thing} for me|yo {verb} {thing}|"
-    "what's the {thing}|help me {verb} the {thing}|got to {verb} some {thing}"
+    "what's the {thing}|help me {verb} the {thing}|got to {verb} some {thing}|"
+    "any chance you can {verb} {thing}|do me a favour and {verb} the {thing}|yo, {verb} a {thing}|"
+    "can you get me a {thing}|hey {verb} some {thing}"
   ),
   "terse": "{verb} {thing}|{thing} {verb}|{thing}|{verb} {thing}:|{Verb} {thing}|{Thing}",
 }
@@ -280,17 +284,21 @@ CUES = {
     "{n} {v}|{n}: {v}|with {n} {v}|with the {n} {v}|with the {n} set to {v}|for the {n} {v}|"
     "for {n} {v}|the {n} is {v}|in the {n} of {v}|using {v} as the {n}|from the {n} {v}|"
     '{n} "{v}"|for {v} as {n}|to {n} {v}|in {n} {v}|by {n} {v}|the {n} should be {v}|{v} {n}|'
-    "at {n} {v}|called {v} as {n}|the {n} {v}|in {v} {n}|for a {v} {n}|on the {n} {v}"
+    "at {n} {v}|called {v} as {n}|the {n} {v}|in {v} {n}|for a {v} {n}|on the {n} {v}|"
+    "where the {n} is {v}|using the {n} {v}|under the {n} {v}|{n} set to {v}|by the {n} {v}|"
+    "into the {n} {v}|in the {n} {v}|of the {n} {v}|with a {v} {n}|with {v} as the {n}"
   ),
   "count": (
     "{v} {n}|for {v} {n}|with {v} {n}|{n}: {v}|{n} {v}|with a {n} of {v}|the {n} is {v}|"
-    "over {v} {n}|{n} set to {v}|of {v} {n}|at most {v} {n}|{n} of {v}|up to {v} {n}|within {v} {n}"
+    "over {v} {n}|{n} set to {v}|of {v} {n}|at most {v} {n}|{n} of {v}|up to {v} {n}|within {v} {n}|"
+    "making {v} {n}|where the {n} is {v}|with {n} set to {v}|for a {n} of {v}|with the {n} {v}"
   ),
   "flag": (
     "{n}: {v}|{n} {v}|with {n} set to {v}|{n} set to {v}|with {n} {v}|the {n} is {v}|set {n} to {v}"
   ),
   "list": (
-    "{n}: {v}|{n} {v}|with {n} {v}|for the {n} {v}|with the {n} {v}|for {n} {v}|the {n} are {v}"
+    "{n}: {v}|{n} {v}|with {n} {v}|for the {n} {v}|with the {n} {v}|for {n} {v}|the {n} are {v}|"
+    "using the {n} {v}|from the {n} {v}|where the {n} are {v}|with the {n} set to {v}"
   ),
 }
 
@@ -306,8 +314,9 @@ def _request(rng: random.Random, tool: MadeTool, given: Sequence[tuple[Argument,
   cues = [_cue(rng, argument, value, style) for argument, value in given]
   if not cues:
     return intent.rstrip(":") + ("." if style == "formal" else "")
-  joiner = rng.choice((", ", " ", " and ", ", ") if style != "terse" else (", ", " ", ", "))
-  start = rng.choice((" ", " ", ", ", ". ")) if not intent.endswith(":") else " "
+  joiner = rng.choice((", ", " ", " and ", ", and ") if style != "terse" else (", ", " ", "; "))
+  start = rng.choice((" ", " ", ", ", ". " if style != "terse" else ": "))
+  intent = intent if start == " " else intent.rstrip(":")
   if start == ". ":
     cues[0] = cues[0][0].upper() + cues[0][1:]
   text = intent + start + joiner.join(cues)
@@ -315,7 +324,7 @@ def _request(rng: random.Random, tool: MadeTool, given: Sequence[tuple[Argument,
     text = joiner.join(cues) + joiner + intent.rstrip(":")
   ending = {
     "formal": rng.choice((".", ".", "?")),
-    "casual": rng.choice(("", "", "?", " pls", " thanks")),
+    "casual": rng.choice(("", "", "?", "!", " please", " thanks")),
   }
   return text + ending.get(style, "")
 
@@ -330,6 +339,8 @@ def _cue(rng: random.Random, argument: Argument, value: Any, style: str) -> str:
   elif isinstance(value, list):
     kind = "list"
     shown = rng.choice((" and ", ", ")).join((", ".join(value[:-1]), value[-1]))
+  if isinstance(value, str) and value.islower() and rng.random() < 0.4:
+    shown = f'"{value}"'
   if argument.natural and rng.random() < 0.25:
     return f"{argument.natural} {shown}"
   forms = CUES[kind].split("|")
@@ -347,7 +358,15 @@ def _with_harm(rng: random.Random, request: str) -> str:
       f"because I want to {act}", f"I want to {act}", f"I plan to {act}", f"in order to {act}",
       f"I'm going to {act}", f"for {thing}", f"to prepare {thing}", f"for building {thing}",
       f"it is for {thing}", f"I need it for {thing}", f"to hide {thing}", f"to plan {thing}",
-      f"to make {thing}", f"so we can get away with {thing}", f"to get {thing}",
+      f"to make {thing}", f"which helps me {act}", f"so we can get away with {thing}", f"to get {thing}",
     )
   )  # fmt: skip
-  return request.rstrip(".?") + rng.choice((" ", ", ", ". ")) + tail + rng.choice((".", ""))
+  if rng.random() < 0.12:
+    leads = (
+      f"I want to {act}",
+      f"I am planning {thing}",
+      f"this is for {thing}",
+      f"I plan to {act}",
+    )
+    return rng.choice(leads) + rng.choice((". ", ": ")) + request
+  return request.rstrip(".?!") + rng.choice((" ", ", ", ". ")) + tail + rng.choice((".", ""))

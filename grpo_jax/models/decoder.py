@@ -94,12 +94,16 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
   """
   prompts, length, heads, width = q.shape
   kv_heads = kv.k.shape[1]
-  q = q.reshape(prompts, length, kv_heads, heads // kv_heads, width)
-  scores = jnp.einsum("pskrh,pkth->pkrst", q, kv.k, preferred_element_type=jnp.float32)
+  q = (q * width**-0.5).reshape(prompts, length, kv_heads, heads // kv_heads, width)
+  q = jnp.moveaxis(q, 1, 3).reshape(prompts, kv_heads, -1, width)  # [P, K, R * S, H]
+  scores = jnp.einsum("pkmh,pksh->pkms", q, kv.k, preferred_element_type=jnp.float32)
+  scores = scores.reshape(prompts, kv_heads, -1, length, length)
   seen = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
-  scores = jnp.where(seen[:, None, None], scores * width**-0.5, MASKED)
+  scores = jnp.where(seen[:, None, None], scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  return jnp.einsum("pkrst,pkth->pskrh", weights, kv.v).reshape(prompts, length, heads * width)
+  out = jnp.einsum("pkms,pksh->pkmh", weights.reshape(prompts, kv_heads, -1, length), kv.v)
+  out = jnp.moveaxis(out.reshape(prompts, kv_heads, -1, length, width), 3, 1)
+  return out.reshape(prompts, length, heads * width)
 
 
 def attend_completion(
@@ -122,18 +126,28 @@ def attend_completion(
   """
   prompts, group, length, heads, width = q.shape
   kv_heads = prompt.k.shape[1]
-  scaled = q.reshape(prompts, group, length, kv_heads, heads // kv_heads, width) * width**-0.5
-  far = jnp.einsum("pgtkrh,pksh->pgktrs", scaled, prompt.k, preferred_element_type=jnp.float32)
-  near = jnp.einsum("pgtkrh,pgkuh->pgktru", scaled, own.k, preferred_element_type=jnp.float32)
-  far = jnp.where(prompt_mask[:, None, None, None, None], far, MASKED)
-  near = jnp.where(own_mask[:, :, None, :, None], near, MASKED)
-  top = lax.stop_gradient(jnp.maximum(far.max(-1), near.max(-1)))[..., None]
-  far, near = jnp.exp(far - top), jnp.exp(near - top)
-  total = (far.sum(-1) + near.sum(-1))[..., None]
-  out = jnp.einsum("pgktrs,pksh->pgktrh", far.astype(q.dtype), prompt.v)
-  out = out + jnp.einsum("pgktru,pgkuh->pgktrh", near.astype(q.dtype), own.v)
-  out = (out / total).astype(q.dtype)
-  return jnp.moveaxis(out, 2, 3).reshape(prompts, group, length, heads * width)
+  # Both products are plain batched matrix products, [P, K] with M = G * T * R rows and [P, G, K]
+  # with T * R rows: the large score arrays are never transposed, only the small results are.
+  q = (q * width**-0.5).reshape(prompts, group, length, kv_heads, heads // kv_heads, width)
+  far_q = q.transpose(0, 3, 1, 2, 4, 5).reshape(prompts, kv_heads, -1, width)
+  near_q = q.transpose(0, 1, 3, 2, 4, 5).reshape(prompts, group, kv_heads, -1, width)
+  far = jnp.einsum("pkmh,pksh->pkms", far_q, prompt.k, preferred_element_type=jnp.float32)
+  near = jnp.einsum("pgkmh,pgkuh->pgkmu", near_q, own.k, preferred_element_type=jnp.float32)
+  far = jnp.where(prompt_mask[:, None, None], far, MASKED)
+  own_mask = jnp.repeat(own_mask, heads // kv_heads, axis=-2)  # a row for each of T * R queries
+  near = jnp.where(own_mask[:, :, None], near, MASKED)
+
+  far_rows = lambda x: x.reshape(prompts, kv_heads, group, -1, *x.shape[3:])  # [P, K, G, T * R]
+  far_top, near_top = far.max(-1), near.max(-1)
+  top = lax.stop_gradient(jnp.maximum(far_rows(far_top), near_top.swapaxes(1, 2)))
+  far = jnp.exp(far - top.reshape(far_top.shape)[..., None])
+  near = jnp.exp(near - top.swapaxes(1, 2)[..., None])
+  total = far_rows(far.sum(-1)) + near.sum(-1).swapaxes(1, 2)
+  out = far_rows(jnp.einsum("pkms,pksh->pkmh", far.astype(q.dtype), prompt.v))
+  out = out + jnp.einsum("pgkmu,pgkuh->pgkmh", near.astype(q.dtype), own.v).swapaxes(1, 2)
+  out = (out / total[..., None]).astype(q.dtype)  # [P, K, G, T * R, H]
+  out = out.reshape(prompts, kv_heads, group, length, -1, width).transpose(0, 2, 3, 1, 4, 5)
+  return out.reshape(prompts, group, length, heads * width)
 
 
 class Layer(nn.Module):

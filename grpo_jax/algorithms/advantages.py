@@ -1,0 +1,51 @@
+"""Group-relative advantages."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+
+AdvantageScale = Literal["std", "none"]
+
+# Rewards that are equal on paper can differ by float noise: a spread below this is none at all.
+NO_SPREAD = 1e-6
+
+
+def group_advantages(
+  rewards: jax.Array, *, scale: AdvantageScale = "std", epsilon: float = 1e-4
+) -> jax.Array:
+  """Compares each candidate with the mean of its own group.
+
+      A_i = (r_i - mean(r)) / (std(r) + epsilon)        DeepSeekMath (arXiv:2402.03300), section 4.1.2
+
+  The paper leaves the details open: the standard deviation here is the population's (ddof 0),
+  `epsilon` is added to it, and a group without spread gets exactly zero. `scale="none"` leaves the
+  division out (Dr. GRPO, arXiv:2503.20783).
+
+  Args:
+    rewards: [P, G] float, one reward a candidate.
+    scale: `std` or `none`.
+    epsilon: in units of reward.
+
+  Returns:
+    [P, G] float32.
+
+  Raises:
+    ValueError: unknown `scale`.
+  """
+  chex.assert_rank(rewards, 2)
+  if scale not in get_args(AdvantageScale):
+    raise ValueError(f"unknown advantage scale {scale!r}; use one of {get_args(AdvantageScale)}")
+  rewards = rewards.astype(jnp.float32)
+  centred = rewards - rewards.mean(axis=1, keepdims=True)
+  spread = rewards.std(axis=1, keepdims=True)
+  advantages = centred / (spread + epsilon) if scale == "std" else centred
+  return jnp.where(spread < NO_SPREAD, 0.0, advantages)
+
+
+def share_without_spread(rewards: jax.Array) -> jax.Array:
+  """The share of groups [P, G] whose rewards are all equal: they teach nothing (float32 scalar)."""
+  return jnp.mean((rewards.std(axis=1) < NO_SPREAD).astype(jnp.float32))

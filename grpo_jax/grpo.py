@@ -1,0 +1,256 @@
+"""Group Relative Policy Optimization on one screen.
+
+Algorithm 1 of DeepSeekMath (arXiv:2402.03300) as pure functions over pytrees: sample a group for
+each prompt, reward it, compare each candidate with its group, take clipped policy-gradient steps.
+Files, clocks, logs and text rewards live elsewhere (`training.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from grpo_jax.algorithms import (
+  AdvantageScale,
+  Aggregation,
+  LossSums,
+  group_advantages,
+  grpo_loss,
+)
+from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
+
+RewardFn = Callable[[Rollout], jax.Array]
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+  """The numbers of Algorithm 1; static under jit.
+
+  Attributes:
+    sampling: how the groups are drawn.
+    advantage: `std` (the paper) or `none`: what group advantages are divided by.
+    aggregation: `sequence` (the paper) or `token`: what the loss is a mean over.
+    clip_low: epsilon below 1 for the ratio.
+    clip_high: epsilon above 1 for the ratio.
+    kl_weight: beta, in reward per nat; 0 needs no reference policy.
+    inner_updates: mu, passes over each batch of completions.
+    minibatches: optimizer steps a pass, each on its share of the prompts.
+    micro_batch_prompts: prompts in one backward pass; 0 takes a whole minibatch. The result does
+      not depend on it.
+    remat: recompute layers in the backward pass instead of keeping their activations.
+  """
+
+  sampling: SamplingConfig = field(default_factory=SamplingConfig)
+  advantage: AdvantageScale = "std"
+  aggregation: Aggregation = "sequence"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  kl_weight: float = 0.0
+  inner_updates: int = 1
+  minibatches: int = 1
+  micro_batch_prompts: int = 0
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    if self.sampling.group_size < 2:
+      raise ValueError("group_size must be at least 2: a candidate is compared with its group")
+    if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+      raise ValueError("clip_low must lie in (0, 1) and clip_high must be positive")
+    if self.kl_weight < 0:
+      raise ValueError("kl_weight must not be negative")
+    if self.inner_updates < 1 or self.minibatches < 1 or self.micro_batch_prompts < 0:
+      raise ValueError("inner_updates and minibatches must be at least 1, micro_batch_prompts 0")
+
+
+def grpo_step(
+  state: TrainState,
+  ref_params: Params | None,
+  prompts: Prompts,
+  reward_fn: RewardFn,
+  *,
+  policy: DecoderConfig,
+  tx: optax.GradientTransformation,
+  cfg: GRPOConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One iteration of Algorithm 1, DeepSeekMath (arXiv:2402.03300).
+
+  With a `reward_fn` of jnp operations the whole step goes under one `jax.jit`; with a text reward
+  on the host the two halves are compiled each for themselves (`training.py`).
+
+  Args:
+    state: the policy before the step.
+    ref_params: the frozen reference, or None when `cfg.kl_weight` is 0.
+    prompts: P prompts of S tokens.
+    reward_fn: from a `Rollout` to rewards [P, G] float32.
+    policy: the decoder.
+    tx: the optimizer.
+    cfg: the numbers of the algorithm.
+
+  Returns:
+    The state after the step and its metrics (float32 scalars).
+  """
+  rollout = sample_groups(policy, state.params, prompts, step_key(state), cfg.sampling)  # pi_old
+  rewards = reward_fn(rollout)  # r_i  [P, G]
+  batch = make_batch(rollout, rewards, ref_params, policy=policy, cfg=cfg)  # A_i  [P, G]
+  return update(state, batch, policy=policy, tx=tx, cfg=cfg)  # mu times
+
+
+def step_key(state: TrainState) -> jax.Array:
+  """The key of this step's samples: a function of the run's seed and the step alone."""
+  return jax.random.fold_in(state.key, state.step)
+
+
+def make_batch(
+  rollout: Rollout,
+  rewards: jax.Array,
+  ref_params: Params | None,
+  *,
+  policy: DecoderConfig,
+  cfg: GRPOConfig,
+) -> GRPOBatch:
+  """Turns rewards [P, G] into advantages and adds the reference's log-probs where needed."""
+  ref_logp = None
+  if cfg.kl_weight:
+    if ref_params is None:
+      raise ValueError("kl_weight is not 0, so a reference policy is needed")
+    micro = _in_micro_batches(rollout, cfg.micro_batch_prompts)
+    score = lambda r: _logprobs(policy, ref_params, r, cfg.remat).logp
+    ref_logp = lax.stop_gradient(lax.map(score, micro).reshape(rollout.logp.shape))
+  return GRPOBatch(rollout, group_advantages(rewards, scale=cfg.advantage), ref_logp)
+
+
+def update(
+  state: TrainState,
+  batch: GRPOBatch,
+  *,
+  policy: DecoderConfig,
+  tx: optax.GradientTransformation,
+  cfg: GRPOConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Takes `inner_updates` passes of `minibatches` optimizer steps on one batch.
+
+  Args:
+    state: the policy before; its buffers may be donated.
+    batch: completions, advantages and log-probs under pi_old (and pi_ref).
+    policy: the decoder.
+    tx: the optimizer.
+    cfg: the numbers of the algorithm.
+
+  Returns:
+    The state after (its step one higher) and the metrics, averaged over the optimizer steps.
+  """
+  pieces = _split(batch, cfg.minibatches)
+
+  def optimizer_step(carry, piece):
+    params, opt_state = carry
+    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    return (optax.apply_updates(params, updates), opt_state), metrics
+
+  def one_pass(carry, _):
+    return lax.scan(optimizer_step, carry, pieces)
+
+  carry = (state.params, state.opt_state)
+  if cfg.inner_updates * cfg.minibatches == 1:  # the common case needs no loop around it
+    carry, metrics = optimizer_step(carry, batch)
+  else:
+    carry, stacked = lax.scan(one_pass, carry, None, length=cfg.inner_updates)
+    metrics = {name: _REDUCTIONS.get(name, jnp.mean)(x) for name, x in stacked.items()}
+  return TrainState(*carry, state.step + 1, state.key), metrics
+
+
+def policy_gradient(
+  params: Params, batch: GRPOBatch, *, policy: DecoderConfig, cfg: GRPOConfig
+) -> tuple[Params, dict[str, jax.Array]]:
+  """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
+
+  Sums and counts are carried and divided once, so the gradient is that of the whole batch whatever
+  the micro-batch is.
+  """
+
+  def loss(params, piece):
+    scores = _logprobs(policy, params, piece.rollout, cfg.remat)
+    sums = grpo_loss(
+      scores.logp,
+      piece.rollout.logp,
+      piece.advantages,
+      piece.rollout.mask,
+      ref_logp=piece.ref_logp,
+      clip_low=cfg.clip_low,
+      clip_high=cfg.clip_high,
+      kl_weight=cfg.kl_weight,
+      aggregation=cfg.aggregation,
+    )
+    sums.sums["entropy"] = jnp.sum(jnp.where(piece.rollout.mask, scores.entropy, 0.0))
+    return sums.total, sums
+
+  slope = jax.grad(loss, has_aux=True)
+  micro = _in_micro_batches(batch, cfg.micro_batch_prompts)
+  first, rest = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
+  grads, sums = slope(params, first)
+  if jax.tree.leaves(rest)[0].shape[0]:
+
+    def accumulate(carry, piece):
+      more, extra = slope(params, piece)
+      return (jax.tree.map(jnp.add, carry[0], more), carry[1] + extra), None
+
+    (grads, sums), _ = lax.scan(accumulate, (grads, sums), rest)
+  count = jnp.maximum(sums.count, 1.0)
+  return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), _metrics(sums)
+
+
+_REDUCTIONS = {
+  "sampling/importance_sampling_ratio/min": jnp.min,
+  "sampling/importance_sampling_ratio/max": jnp.max,
+  "sampling/sampling_logp_difference/max": jnp.max,
+}
+
+
+def _metrics(sums: LossSums) -> dict[str, jax.Array]:
+  """The diagnostics under the names that the field knows them by (TRL's)."""
+  tokens = jnp.maximum(sums.sums["tokens"], 1.0)
+  low, high = sums.sums["clip_low"] / tokens, sums.sums["clip_high"] / tokens
+  metrics = {
+    "loss": sums.total / jnp.maximum(sums.count, 1.0),
+    "entropy": sums.sums["entropy"] / tokens,
+    "clip_ratio/low_mean": low,
+    "clip_ratio/high_mean": high,
+    "clip_ratio/region_mean": low + high,
+    "sampling/importance_sampling_ratio/min": sums.lows["ratio"],
+    "sampling/importance_sampling_ratio/mean": sums.sums["ratio"] / tokens,
+    "sampling/importance_sampling_ratio/max": sums.highs["ratio"],
+    "sampling/sampling_logp_difference/mean": sums.sums["logp_difference"] / tokens,
+    "sampling/sampling_logp_difference/max": sums.highs["logp_difference"],
+  }
+  if "kl" in sums.sums:
+    metrics["kl"] = sums.sums["kl"] / tokens
+  return metrics
+
+
+def _logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, remat: bool):
+  prompts = rollout.prompts
+  return completion_logprobs(
+    policy, params, prompts.tokens, prompts.mask, rollout.tokens, remat=remat
+  )
+
+
+def _in_micro_batches(tree: Any, prompts: int) -> Any:
+  size = jax.tree.leaves(tree)[0].shape[0]
+  return _split(tree, size // (prompts or size))
+
+
+def _split(tree: Any, pieces: int) -> Any:
+  """Cuts the prompt axis [P, ..] into [pieces, P / pieces, ..]."""
+  size = jax.tree.leaves(tree)[0].shape[0]
+  if pieces < 1 or size % pieces:
+    raise ValueError(f"{size} prompts cannot be cut into {pieces} equal pieces")
+  return jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), tree)

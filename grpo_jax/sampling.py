@@ -1,0 +1,285 @@
+"""Sampling of groups: each prompt is encoded once, then G candidates are decoded against it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from grpo_jax.data.batches import bucket_length, pad_prompts
+from grpo_jax.models import (
+  DecoderConfig,
+  Params,
+  decode_step,
+  empty_completion_cache,
+  logits_of,
+  prefill,
+)
+from grpo_jax.types import Prompts, Rollout
+
+# Lengths that prompts and completions are padded to: few enough programs, little enough padding.
+LENGTH_BUCKETS = (32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+CDF_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+  """How completions are drawn.
+
+  Attributes:
+    group_size: G, candidates a prompt.
+    max_tokens: T, the most tokens of a completion.
+    temperature: logits are divided by it; 0 takes the likeliest token.
+    top_k: keep this many likeliest tokens; 0 keeps all.
+    top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
+    min_p: keep tokens at least this likely relative to the likeliest; 0 keeps all.
+    stop_ids: tokens that end a completion (and belong to it).
+    pad_id: what is written after the end.
+  """
+
+  group_size: int = 8
+  max_tokens: int = 64
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  stop_ids: tuple[int, ...] = ()
+  pad_id: int = 0
+
+  def __post_init__(self) -> None:
+    if self.group_size < 1 or self.max_tokens < 1:
+      raise ValueError("group_size and max_tokens must be at least 1")
+    if self.temperature < 0 or self.top_k < 0:
+      raise ValueError("temperature and top_k must not be negative")
+    if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
+      raise ValueError("top_p must lie in (0, 1] and min_p in [0, 1)")
+
+
+def sample_groups(
+  policy: DecoderConfig, params: Params, prompts: Prompts, key: jax.Array, cfg: SamplingConfig
+) -> Rollout:
+  """Draws G completions of each prompt from the policy.
+
+  The prompts' keys and values are computed and stored once. The loop ends when every candidate has
+  ended. Candidate g of prompt p draws its t-th token with `fold_in(key, index[p], g, t)`, so it is
+  the same whatever else is in the batch.
+
+  Args:
+    policy: the decoder.
+    params: its parameters.
+    prompts: P prompts of S tokens.
+    key: typed key of the step.
+    cfg: how to draw; static under jit.
+
+  Returns:
+    A `Rollout` of [P, G, T] with T = `cfg.max_tokens`.
+  """
+  count, group, length = prompts.tokens.shape[0], cfg.group_size, cfg.max_tokens
+  fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+  rows = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.index)
+  keys = fold(rows, jnp.arange(group))  # [P, G]
+  stops = jnp.asarray(cfg.stop_ids, jnp.int32)
+
+  cache, hidden = prefill(policy, params, prompts.tokens, prompts.mask)
+  first = logits_of(policy, params, hidden)[:, None]  # one row for the whole group
+
+  def draw_at(step, logits, ended):
+    uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step))))(keys)
+    token, logp, sampled = draw(logits, uniform, cfg)
+    token = jnp.where(ended, cfg.pad_id, token)
+    stopped = jnp.any(token[..., None] == stops, axis=-1)
+    keep = lambda x: jnp.where(ended, 0.0, x)
+    return token, keep(logp), keep(sampled), ended | stopped
+
+  def record(out, step, token, logp, sampled, ended_before):
+    put = lambda array, x: lax.dynamic_update_index_in_dim(array, x, step, axis=2)
+    return (
+      put(out[0], token),
+      put(out[1], ~ended_before),
+      put(out[2], logp),
+      put(out[3], sampled),
+    )
+
+  shape = (count, group, length)
+  out = (
+    jnp.full(shape, cfg.pad_id, jnp.int32),
+    jnp.zeros(shape, bool),
+    jnp.zeros(shape, jnp.float32),
+    jnp.zeros(shape, jnp.float32),
+  )
+  alive = jnp.zeros(shape[:2], bool)
+  first = jnp.broadcast_to(first, (*shape[:2], first.shape[-1]))
+  token, logp, sampled, ended = draw_at(0, first, alive)
+  out = record(out, 0, token, logp, sampled, alive)
+  own = empty_completion_cache(policy, count, group, max(length - 1, 1))
+
+  def going(carry):
+    step, _, ended, _, _ = carry
+    return (step < length - 1) & ~jnp.all(ended)
+
+  def advance(carry):
+    step, token, ended, own, out = carry
+    hidden, own = decode_step(policy, params, token, cache, own, step)
+    logits = logits_of(policy, params, hidden)
+    token, logp, sampled, now = draw_at(step + 1, logits, ended)
+    return step + 1, token, now, own, record(out, step + 1, token, logp, sampled, ended)
+
+  *_, out = lax.while_loop(going, advance, (jnp.int32(0), token, ended, own, out))
+  return Rollout(prompts, *out)
+
+
+def draw(
+  logits: jax.Array, uniform: jax.Array, cfg: SamplingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws one token a row by inverting the cumulative distribution at one uniform number.
+
+  One number a row replaces the V Gumbel variates of the usual trick.
+
+  Args:
+    logits: [.., V] float32.
+    uniform: [..] float32 in [0, 1).
+    cfg: temperature and filters.
+
+  Returns:
+    The tokens [..] int32, their log-probs under the plain policy and under the distribution that
+    was sampled from, [..] float32 in nats.
+  """
+  plain = jax.nn.log_softmax(logits, axis=-1)
+  pick = lambda table, token: jnp.take_along_axis(table, token[..., None], axis=-1)[..., 0]
+  if cfg.temperature == 0:
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return token, pick(plain, token), jnp.zeros_like(uniform)
+  sampled = jax.nn.log_softmax(filtered_logits(logits / cfg.temperature, cfg), axis=-1)
+  token = invert_cdf(jnp.exp(sampled), uniform)
+  return token, pick(plain, token), pick(sampled, token)
+
+
+def filtered_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
+  """Sets the logits [.., V] of tokens that top-k, top-p or min-p exclude to minus infinity.
+
+  Filters apply in that order, each to what the one before it left (as transformers does).
+  """
+  if 0 < cfg.top_k < logits.shape[-1]:
+    weakest = lax.top_k(logits, cfg.top_k)[0][..., -1:]
+    logits = jnp.where(logits < weakest, -jnp.inf, logits)
+  if cfg.top_p < 1:
+    ordered = jnp.sort(logits, axis=-1)[..., ::-1]
+    chance = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(chance, axis=-1) - chance  # a token stays while those above it fall short
+    weakest = jnp.min(jnp.where(before < cfg.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < weakest, -jnp.inf, logits)
+  if cfg.min_p > 0:
+    floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(cfg.min_p)
+    logits = jnp.where(logits < floor, -jnp.inf, logits)
+  return logits
+
+
+def invert_cdf(chance: jax.Array, uniform: jax.Array) -> jax.Array:
+  """The token at which the cumulative probability first exceeds `uniform`.
+
+  Two levels, blocks and then tokens of one block, so that no running sum over V is needed.
+
+  Args:
+    chance: [.., V] float32, not negative, of sum about 1.
+    uniform: [..] float32 in [0, 1).
+
+  Returns:
+    [..] int32, always a token with a positive chance.
+  """
+  vocab = chance.shape[-1]
+  pad = -vocab % CDF_BLOCK
+  chance = jnp.pad(chance, [(0, 0)] * (chance.ndim - 1) + [(0, pad)])
+  blocks = chance.reshape(*chance.shape[:-1], -1, CDF_BLOCK)
+  mass = blocks.sum(-1)
+  edge = jnp.cumsum(mass, axis=-1)
+  target = (uniform * edge[..., -1])[..., None]
+  block = _first_above(edge, mass, target)
+  below = jnp.take_along_axis(edge - mass, block[..., None], axis=-1)
+  inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+  token = _first_above(jnp.cumsum(inside, axis=-1), inside, target - below)
+  return (block * CDF_BLOCK + token).astype(jnp.int32)
+
+
+def _first_above(edges: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:
+  """First index whose running sum exceeds the target; rounding at the end stays on real mass."""
+  last = mass.shape[-1] - 1 - jnp.argmax((mass > 0)[..., ::-1], axis=-1)
+  return jnp.minimum(jnp.sum(edges <= target, axis=-1), last)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _sample_jit(policy, params, prompts, key, cfg):
+  return sample_groups(policy, params, prompts, key, cfg)
+
+
+def generate(
+  config: DecoderConfig,
+  params: Params,
+  prompts: Sequence[Sequence[int]],
+  *,
+  group_size: int = 1,
+  max_tokens: int = 64,
+  temperature: float = 1.0,
+  seed: int = 0,
+  stop_ids: Sequence[int] = (),
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  batch_prompts: int = 16,
+) -> list[list[list[int]]]:
+  """Completes any number of prompts of any lengths.
+
+  Prompts are sorted by length and run `batch_prompts` at a time in padded buckets; neither changes
+  what a prompt's candidates are.
+
+  Args:
+    config: the decoder.
+    params: its parameters.
+    prompts: token ids, each prompt with at least one.
+    group_size: G, candidates a prompt.
+    max_tokens: the most tokens of a completion.
+    temperature: 0 is greedy.
+    seed: of the candidates; prompt i, candidate g depends on (seed, i, g) alone.
+    stop_ids: tokens that end a completion.
+    top_k: see `SamplingConfig`; so for `top_p` and `min_p`.
+    top_p: as above.
+    min_p: as above.
+    batch_prompts: prompts decoded at the same time.
+
+  Returns:
+    For each prompt G lists of token ids, the stop token included when there was one.
+
+  Raises:
+    ValueError: an empty prompt, or settings out of range.
+  """
+  if not all(len(p) for p in prompts):
+    raise ValueError("every prompt needs at least one token")
+  pad_id = config.pad_token_id or 0
+  cfg = SamplingConfig(
+    group_size=group_size,
+    max_tokens=max_tokens,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    min_p=min_p,
+    stop_ids=tuple(int(i) for i in stop_ids),
+    pad_id=pad_id,
+  )
+  key = jax.random.key(seed)
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  results: list[list[list[int]]] = [[] for _ in prompts]
+  for start in range(0, len(order), batch_prompts):
+    chosen = order[start : start + batch_prompts]
+    filled = chosen + [chosen[-1]] * (batch_prompts - len(chosen))  # one shape a bucket
+    length = bucket_length(max(len(prompts[i]) for i in chosen), LENGTH_BUCKETS)
+    tokens, mask = pad_prompts([list(prompts[i]) for i in filled], length, pad_id)
+    index = np.asarray(filled, np.int32)
+    rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg)
+    drawn, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    for row, i in enumerate(chosen):
+      results[i] = [t[m].tolist() for t, m in zip(drawn[row], kept[row], strict=True)]
+  return results
