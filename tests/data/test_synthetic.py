@@ -112,6 +112,8 @@ def test_every_value_of_a_call_stands_verbatim_in_its_request(split):
     for call in task.calls:
       spec = next(tool for tool in task.tools if tool.name == call.name)
       jsonschema.Draft202012Validator(dict(spec.parameters)).validate(dict(call.arguments))
+      values = [json.dumps(value) for value in call.arguments.values()]
+      assert len(set(values)) == len(values)  # no flight from a city to itself
       assert list(call.arguments) == [name for name in spec.properties if name in call.arguments]
       for value in (leaf for entry in call.arguments.values() for leaf in leaves(entry)):
         shown = value if isinstance(value, str) else json.dumps(value)
