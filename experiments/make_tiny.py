@@ -46,7 +46,7 @@ flags.DEFINE_integer("save_every", 250, "steps between saved states")
 flags.DEFINE_integer("stop_after", 0, "end after this step, the schedule unchanged; 0: at the end")
 flags.DEFINE_string("chat_template", "", "jinja file; empty: the one beside the embedded policy")
 
-PROMPT_BUCKETS = (128, 192, 256, 320)
+PROMPT_BUCKETS = (128, 192, 256, 320, 384)
 COMPLETION_TOKENS = 96
 FUNCTION_WORDS = (
   "the a an to for with in of and me is are should i use can you please could would like need by "

@@ -23,7 +23,7 @@ from grpo_jax.models import (
 from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.
-LENGTH_BUCKETS = (32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+LENGTH_BUCKETS = (32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096)
 CDF_BLOCK = 128
 
 

@@ -1,0 +1,154 @@
+"""Where arrays live: a mesh of named axes, and one table from parameter paths to PartitionSpecs.
+
+`jax.jit` with sharded arguments is the successor of `pjit`: parameters, optimizer state and batches
+are placed by the functions here and the compiler follows. Axes:
+
+* `data`: prompts are split, parameters are copied;
+* `fsdp`: prompts are split, and so is every matrix (gathered where it is used);
+* `tensor`: heads, mlp width and vocabulary are split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax.models import DecoderConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first pattern that matches a parameter's path decides. Kernels are [in, out].
+PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
+  (r"embed/embedding", PartitionSpec("tensor", "fsdp")),
+  (r"head/kernel", PartitionSpec("fsdp", "tensor")),
+  (r"layers_\d+/(q|k|v|gate|up)/kernel", PartitionSpec("fsdp", "tensor")),
+  (r"layers_\d+/(q|k|v)/bias", PartitionSpec("tensor")),
+  (r"layers_\d+/(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
+  (r".*", PartitionSpec()),  # norms and output biases: small, everywhere
+)
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # the prompt axis, which comes first everywhere
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """Reads `data:1,fsdp:4,tensor:2`; axes left out are 1 and one axis may be -1, the rest.
+
+  Raises:
+    ValueError: an unknown axis, or a size that is not a whole number.
+  """
+  sizes = dict.fromkeys(AXES, 1)
+  for part in filter(None, text.replace(" ", "").split(",")):
+    name, _, size = part.partition(":")
+    if name not in AXES or not re.fullmatch(r"-1|[1-9]\d*", size):
+      raise ValueError(
+        f"--mesh={text}: {part!r} is not AXIS:SIZE with AXIS one of {', '.join(AXES)} and SIZE "
+        "positive or -1"
+      )
+    sizes[name] = int(size)
+  if list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"--mesh={text}: only one axis may be -1")
+  return sizes
+
+
+def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Builds the mesh that `--mesh` describes.
+
+  Args:
+    text: see `parse_mesh`; empty means one device.
+    devices: what to build it from; all of JAX's devices when None. A mesh without -1 may use fewer.
+
+  Raises:
+    ValueError: the devices do not suffice or do not divide.
+  """
+  sizes = parse_mesh(text)
+  devices = list(jax.devices() if devices is None else devices)
+  fixed = int(np.prod([s for s in sizes.values() if s > 0]))
+  for name, size in sizes.items():
+    if size == -1:
+      if len(devices) % fixed:
+        raise ValueError(f"--mesh={text}: {len(devices)} devices do not divide by {fixed}")
+      sizes[name] = len(devices) // fixed
+  wanted = int(np.prod(list(sizes.values())))
+  if wanted > len(devices):
+    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {len(devices)}")
+  grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
+  # Auto, not Explicit (the default of jax.make_mesh): reshapes regroup sharded axes.
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_spec(
+  config: DecoderConfig, mesh: Mesh, path: Sequence[str], shape: Sequence[int]
+) -> PartitionSpec:
+  """The PartitionSpec of one parameter.
+
+  Key/value heads that the tensor axis does not divide are copied along it, not split.
+
+  Raises:
+    ValueError: an axis of the mesh does not divide the shape; names the axis and the flag.
+  """
+  name = "/".join(path)
+  spec = next(s for pattern, s in PARAMETER_SPECS if re.fullmatch(pattern, name))
+  if re.search(r"/(k|v)/", name) and config.num_kv_heads % mesh.shape["tensor"]:
+    spec = PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
+  if re.search(r"/(q|o)/", name) and config.num_heads % mesh.shape["tensor"]:
+    raise ValueError(
+      f"--mesh: tensor:{mesh.shape['tensor']} does not divide the {config.num_heads} query heads"
+    )
+  for axis, size in zip(spec, shape, strict=False):
+    if axis is not None and size % mesh.shape[axis]:
+      raise ValueError(
+        f"--mesh: {axis}:{mesh.shape[axis]} does not divide {size}, a side of {name} {tuple(shape)}"
+      )
+  return spec
+
+
+def parameter_sharding(
+  config: DecoderConfig, mesh: Mesh
+) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding]:
+  """A function from a parameter's path and shape to its sharding, as `load_pretrained` takes it."""
+  return lambda path, shape: NamedSharding(mesh, parameter_spec(config, mesh, path, shape))
+
+
+def state_shardings(config: DecoderConfig, mesh: Mesh, tree: Any) -> Any:
+  """Shardings for any tree that holds parameters or things shaped like them.
+
+  Optimizer moments follow their parameter: a leaf is recognised by the end of its path
+  (`.../layers_0/q/kernel`). Everything else (counters, keys) is copied to every device.
+
+  Args:
+    config: of the decoder.
+    mesh: from `make_mesh`.
+    tree: parameters, an optimizer state or a whole `TrainState`; arrays or their shapes.
+  """
+
+  def place(path, leaf):
+    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path]
+    start = next((i for i, key in enumerate(keys) if _is_root(key)), None)
+    if start is None:
+      return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, parameter_spec(config, mesh, keys[start:], leaf.shape))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Arrays whose first axis is prompts: split over `data` and `fsdp`."""
+  return NamedSharding(mesh, BATCH_SPEC)
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """Into how many parts the prompt axis is split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def mesh_text(mesh: Mesh) -> Mapping[str, int]:
+  """The mesh's axes and sizes, for the run folder."""
+  return dict(mesh.shape)
+
+
+def _is_root(key: str) -> bool:
+  return key in ("embed", "head", "final_norm") or re.fullmatch(r"layers_\d+", key) is not None
