@@ -1,0 +1,128 @@
+"""Held-out evaluation: render, generate, score, summarise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from grpo_jax.models import DecoderConfig, Params
+from grpo_jax.rewards import Reward, RewardBreakdown
+from grpo_jax.sampling import generate
+from grpo_jax.schema import ToolTask
+from grpo_jax.scores import summarise
+from grpo_jax.text import completion_text, render
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase
+
+
+def evaluate(
+  config: DecoderConfig,
+  params: Params,
+  tokenizer: PreTrainedTokenizerBase,
+  tasks: Sequence[ToolTask],
+  *,
+  reward: Reward,
+  max_prompt_tokens: int,
+  max_completion_tokens: int,
+  stop_ids: Sequence[int],
+  temperature: float = 0.0,
+  samples: int = 1,
+  seed: int = 0,
+  batch_prompts: int = 32,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Generates and scores answers to every task; nothing is skipped.
+
+  Args:
+    config: of the decoder.
+    params: its weights.
+    tokenizer: with the chat template that training uses too.
+    tasks: at least one.
+    reward: what scores the completions.
+    max_prompt_tokens: a longer prompt is an error, not a cut.
+    max_completion_tokens: completions are cut here.
+    stop_ids: tokens that end a completion.
+    temperature: 0 takes the likeliest token; otherwise divides the logits.
+    samples: completions per task; more than one needs a temperature above 0.
+    seed: of the samples and of the bootstrap.
+    batch_prompts: prompts generated at a time; changes nothing but time and memory.
+
+  Returns:
+    The summary (see `scores.summarise`, with `truncated`, the share of completions cut at the
+    limit, and `completion_tokens`, their mean length), and one row a completion in the order of
+    the tasks: `index`, `sample`, `id`, `wanted`, `tool`, `request`, `prompt`, `answer` (a right
+    one), `completion`, `tokens`, `reward`, `error`, `shown`, `wrong_arguments`.
+
+  Raises:
+    ValueError: no task, a prompt over the limit, or numbers out of range.
+  """
+  if not tasks:
+    raise ValueError("there is no task to evaluate")
+  if samples < 1 or batch_prompts < 1 or temperature < 0:
+    raise ValueError(
+      f"samples {samples}, batch_prompts {batch_prompts} and temperature {temperature}; expected "
+      "at least 1, 1 and 0"
+    )
+  if samples > 1 and temperature == 0:
+    raise ValueError(f"{samples} samples at temperature 0 are all the same; use one, or sample")
+  prompts = [render(tokenizer, task) for task in tasks]
+  longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+  if len(prompts[longest]) > max_prompt_tokens:
+    over = sum(len(prompt) > max_prompt_tokens for prompt in prompts)
+    raise ValueError(
+      f"{over} of {len(prompts)} prompts are longer than {max_prompt_tokens} tokens; the longest, "
+      f"task {tasks[longest].id or longest}, has {len(prompts[longest])}"
+    )
+
+  completions = generate(
+    config,
+    params,
+    prompts,
+    group_size=samples,
+    max_tokens=max_completion_tokens,
+    temperature=temperature,
+    seed=seed,
+    stop_ids=stop_ids,
+    batch_prompts=batch_prompts,
+  )
+  texts = [[completion_text(tokenizer, ids, stop_ids) for ids in group] for group in completions]
+  breakdowns = _score(reward, tasks, texts)
+  every = [ids for group in completions for ids in group]
+  cut = sum(len(ids) >= max_completion_tokens and ids[-1] not in stop_ids for ids in every)
+  summary = summarise(tasks, breakdowns, seed=seed)
+  summary["completion_tokens"] = sum(map(len, every)) / len(every)
+  summary["truncated"] = cut / len(every)
+  rows = [
+    {
+      "index": i,
+      "sample": sample,
+      "id": task.id,
+      "wanted": task.behavior,
+      "tool": task.tool_name,
+      "request": task.request,
+      "prompt": prompt,
+      "answer": task.answer,
+      "completion": texts[i][sample],
+      "tokens": len(completions[i][sample]),
+      "reward": found.total,
+      "error": found.error,
+      "shown": found.shown,
+      "wrong_arguments": list(found.wrong_arguments),
+    }
+    for i, task in enumerate(tasks)
+    for prompt in [tokenizer.decode(prompts[i], skip_special_tokens=False)]
+    for sample, found in enumerate(breakdowns[i])
+  ]
+  return summary, rows
+
+
+def _score(
+  reward: Reward, tasks: Sequence[ToolTask], texts: Sequence[Sequence[str]]
+) -> list[list[RewardBreakdown]]:
+  """One call for all of them, so that a reward with worker processes can spread the work."""
+  flat = reward.score_batch(
+    [text for group in texts for text in group],
+    [task for task, group in zip(tasks, texts, strict=True) for _ in group],
+  )
+  found = iter(flat)
+  return [[next(found) for _ in group] for group in texts]
