@@ -25,12 +25,11 @@ _BLOCK_BYTES = 8 << 20
 _SHARD_BYTES = 5_000_000_000
 
 
-def load_config(model: str | Path, dtype: str = "float32") -> DecoderConfig:
+def load_config(model: str | Path) -> DecoderConfig:
   """Reads a checkpoint's `config.json` and `generation_config.json`.
 
   Args:
     model: a folder or a hub id, optionally `owner/name@revision`.
-    dtype: compute dtype of the decoder.
 
   Raises:
     FileNotFoundError: no such checkpoint.
@@ -52,11 +51,13 @@ def load_config(model: str | Path, dtype: str = "float32") -> DecoderConfig:
       eos_token_ids=token_ids(values.get("eos_token_id")) or config.eos_token_ids,
       generation_json=json.dumps(values),
     )
-  return dataclasses.replace(config, dtype=dtype)
+  return config
 
 
 def load_pretrained(
-  path_or_hub_id: str | Path, dtype: str = "float32", sharding: ShardingFn | None = None
+  path_or_hub_id: str | Path,
+  dtype: str | None = "float32",
+  sharding: ShardingFn | None = None,
 ) -> tuple[DecoderConfig, Params]:
   """Loads a checkpoint straight into device arrays, one tensor at a time.
 
@@ -65,7 +66,8 @@ def load_pretrained(
 
   Args:
     path_or_hub_id: a folder or a hub id, optionally `owner/name@revision`.
-    dtype: of the parameters and of the decoder's compute (`float32`, `bfloat16`, `float16`).
+    dtype: of the parameters and of the decoder's compute (`float32`, `bfloat16`, `float16`); None
+      takes what the checkpoint's embedding is stored as.
     sharding: from a parameter's path and shape to where it goes; None means the default device.
 
   Returns:
@@ -75,17 +77,21 @@ def load_pretrained(
     FileNotFoundError: no such checkpoint, or it has no safetensors.
     ValueError: an unsupported feature, or missing, unexpected or misshapen tensors (all listed).
   """
-  config = load_config(path_or_hub_id, dtype)
+  config = load_config(path_or_hub_id)
   table = name_table(config)
   folder = hub.checkpoint_folder(path_or_hub_id, (*hub.CONFIG_FILES, *hub.WEIGHT_FILES))
   files = open_weights(folder)
   check_tensors(config, table, files, folder)
+  if dtype is None:
+    dtype = str(DTYPES[files[table[0].name].dtypes[table[0].name]])
+  config = dataclasses.replace(config, dtype=dtype)
+  wanted = np.dtype(jax.numpy.dtype(dtype))
   params: Params = {}
   for entry in table:
     file = files[entry.name]
 
     def read(index: tuple[slice, ...], file: TensorFile = file, entry: Entry = entry) -> np.ndarray:
-      return _read_slice(file, entry, index, np.dtype(jax.numpy.dtype(dtype)))
+      return _read_slice(file, entry, index, wanted)
 
     if sharding is None:
       value = jax.device_put(read((slice(None),) * len(entry.shape)))

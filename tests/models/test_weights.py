@@ -116,6 +116,19 @@ def test_files_of_another_dtype_are_cast(folder, stored):
     np.testing.assert_array_equal(_bits(params["layers_0"]["down"]["kernel"]), _bits(wanted.copy()))
 
 
+def test_without_a_dtype_the_checkpoints_own_is_kept(folder, tmp_path):
+  config, params = load_pretrained(folder)
+  save_pretrained(config, params, tmp_path, dtype="bfloat16")
+  config, params = load_pretrained(tmp_path, dtype=None)
+  assert config.dtype == "bfloat16"
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+
+
+def test_an_unknown_dtype_is_refused(folder):
+  with pytest.raises(ValueError, match="dtype is 'float8'; expected one of float32"):
+    load_pretrained(folder, "float8")
+
+
 def test_an_export_can_be_stored_narrower(folder, tmp_path):
   config, params = load_pretrained(folder)
   save_pretrained(config, params, tmp_path / "half", dtype="bfloat16")

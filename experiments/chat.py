@@ -1,0 +1,215 @@
+"""Talks to a policy in the terminal: tokens as they come, then its calls and their validity.
+
+python experiments/chat.py --model=runs/my_run/model --tools=tools.json
+
+`--tools` is a JSON list of tool schemas. One message a line; /reset starts over, /quit or the end
+of the input leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+import jsonschema
+import numpy as np
+from absl import app, flags
+
+from grpo_jax.data.batches import bucket_length, pad_prompts
+from grpo_jax.data.prompts import STYLES, system_message
+from grpo_jax.models import (
+  DecoderConfig,
+  Params,
+  decode_step,
+  empty_completion_cache,
+  load_pretrained,
+  logits_of,
+  prefill,
+)
+from grpo_jax.rewards import PARSE_ERRORS, PARSE_MODES, parse
+from grpo_jax.sampling import LENGTH_BUCKETS, SamplingConfig, draw
+from grpo_jax.schema import ToolCall, ToolSpec
+from grpo_jax.text import load_tokenizer, render_messages, stop_token_ids
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "checkpoint folder or hub id; the embedded policy by default")
+flags.DEFINE_string("tools", None, "JSON file with a list of tool schemas; none by default")
+flags.DEFINE_enum(
+  "style", "system", STYLES, "tools in the system message, or in the template's way"
+)
+flags.DEFINE_string("system", None, "system message; with tools, the training prompt's by default")
+flags.DEFINE_enum("parse", "strict", PARSE_MODES, "which forms of calls are accepted")
+flags.DEFINE_integer("max_tokens", 256, "answers are cut here, in tokens", lower_bound=1)
+flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
+flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens of this total probability")
+flags.DEFINE_integer("seed", 0, "of the sampled tokens", lower_bound=0)
+flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and compute")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def first_token(policy, params, tokens, mask, key, cfg):
+  """Encodes the prompt and draws the first token; returns it with the prompt's cache."""
+  cache, hidden = prefill(policy, params, tokens, mask)
+  logits = logits_of(policy, params, hidden)[:, None]
+  uniform = jax.random.uniform(jax.random.fold_in(key, 0), (1, 1))
+  return draw(logits, uniform, cfg)[0], cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=(4,))
+def next_token(policy, params, token, cache, own, step, key, cfg):
+  """Feeds the token at `step` and draws the one after it."""
+  hidden, own = decode_step(policy, params, token, cache, own, step)
+  uniform = jax.random.uniform(jax.random.fold_in(key, step + 1), (1, 1))
+  return draw(logits_of(policy, params, hidden), uniform, cfg)[0], own
+
+
+def stream(
+  policy: DecoderConfig, params: Params, prompt: Sequence[int], key: jax.Array, cfg: SamplingConfig
+) -> Iterator[int]:
+  """Yields the tokens of one completion as they are drawn, a stop token included."""
+  length = bucket_length(len(prompt), LENGTH_BUCKETS)
+  tokens, mask = pad_prompts([prompt], length, cfg.pad_id)
+  token, cache = first_token(policy, params, tokens, mask, key, cfg)
+  own = empty_completion_cache(policy, 1, 1, cfg.max_tokens)
+  for step in range(cfg.max_tokens):
+    yield int(token[0, 0])
+    if int(token[0, 0]) in cfg.stop_ids:
+      return
+    token, own = next_token(policy, params, token, cache, own, np.int32(step), key, cfg)
+
+
+def text_pieces(tokenizer: Any, tokens: Iterator[int], stop_ids: Sequence[int]) -> Iterator[str]:
+  """Yields the text that each token adds; half a character waits for its other half."""
+  seen: list[int] = []
+  shown = ""
+  for token in tokens:
+    if token in stop_ids:
+      break
+    seen.append(token)
+    text = tokenizer.decode(seen, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+      yield text[len(shown) :]
+      shown = text
+  if seen:
+    text = tokenizer.decode(seen, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    yield text[len(shown) :]
+
+
+def faults_of(call: ToolCall, tools: Sequence[ToolSpec]) -> list[str]:
+  """What is wrong with a call by its tool's schema; empty when it is valid."""
+  spec = next((tool for tool in tools if tool.name == call.name), None)
+  if spec is None:
+    return [f"there is no tool {call.name!r}"]
+  validator = jsonschema.Draft202012Validator(dict(spec.parameters))
+  found = [error.message for error in validator.iter_errors(dict(call.arguments))]
+  unknown = [name for name in call.arguments if spec.properties and name not in spec.properties]
+  return found + [f"{name!r} is not an argument of {call.name}" for name in unknown]
+
+
+def verdict(answer: str, tools: Sequence[ToolSpec], mode: str) -> list[str]:
+  """The calls in an answer, one line each with its validity, or why there are none."""
+  parsed = parse(answer, mode)
+  if not parsed.attempted:
+    return []
+  if parsed.error:
+    return [f"not a valid call: {PARSE_ERRORS[parsed.error]}"]
+  lines = []
+  for call in parsed.calls:
+    arguments = ", ".join(
+      f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items()
+    )
+    faults = faults_of(call, tools)
+    lines.append(
+      f"{call.name}({arguments})  {'invalid: ' + '; '.join(faults) if faults else 'valid'}"
+    )
+  return lines
+
+
+def read_tools(path: str | None) -> list[ToolSpec]:
+  """The tool schemas of a JSON file: a list, or an object with the list under `tools`."""
+  if path is None:
+    return []
+  try:
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    value = value.get("tools") if isinstance(value, dict) else value
+    if not isinstance(value, list):
+      raise ValueError("expected a JSON list of tool schemas")
+    tools = [ToolSpec.from_json(tool) for tool in value]
+    for tool in tools:
+      jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
+  except (ValueError, jsonschema.SchemaError) as error:
+    raise ValueError(f"--tools={path}: {str(error).splitlines()[0]}") from error
+  return tools
+
+
+def opening(tools: Sequence[ToolSpec]) -> list[dict[str, str]]:
+  """The messages that every conversation starts with."""
+  if FLAGS.system is None and not tools:
+    return []
+  text = FLAGS.system if FLAGS.system is not None else system_message(tools, FLAGS.style)
+  if FLAGS.system is not None and tools and FLAGS.style == "system":
+    text += "\n" + system_message(tools, FLAGS.style)
+  return [{"role": "system", "content": text}]
+
+
+def converse(path: str, tools: Sequence[ToolSpec]) -> None:
+  """Reads messages and answers them until the input ends."""
+  policy, params = load_pretrained(path, dtype=FLAGS.dtype)
+  tokenizer = load_tokenizer(path)
+  cfg = SamplingConfig(
+    group_size=1,
+    max_tokens=FLAGS.max_tokens,
+    temperature=FLAGS.temperature,
+    top_p=FLAGS.top_p,
+    stop_ids=stop_token_ids(tokenizer, path),
+    pad_id=policy.pad_token_id or 0,
+  )
+  shown_natively = tools if FLAGS.style == "tools" else ()
+  messages = opening(tools)
+  turn = 0
+  while (line := ask()) not in (None, "/quit"):
+    if line == "/reset":
+      messages = opening(tools)
+    if not line or line == "/reset":
+      continue
+    messages.append({"role": "user", "content": line})
+    text = render_messages(tokenizer, messages, shown_natively)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed), turn)
+    answer = ""
+    for piece in text_pieces(tokenizer, stream(policy, params, prompt, key, cfg), cfg.stop_ids):
+      print(piece, end="", flush=True)
+      answer += piece
+    print()
+    for found in verdict(answer, tools, FLAGS.parse):
+      print(f"  -> {found}")
+    messages.append({"role": "assistant", "content": answer})
+    turn += 1
+
+
+def ask() -> str | None:
+  """One message from the terminal, or None at its end."""
+  try:
+    return input("> " if sys.stdin.isatty() else "").strip()
+  except (EOFError, KeyboardInterrupt):
+    return None
+
+
+def main(argv: list[str]) -> None:
+  """Starts the conversation."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  try:
+    converse(FLAGS.model or str(files("grpo_jax") / "assets" / "tiny"), read_tools(FLAGS.tools))
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  app.run(main)
