@@ -19,9 +19,10 @@ from grpo_jax.rewards.parsed import (
 from grpo_jax.rewards.python_calls import read_python_calls
 from grpo_jax.schema import ToolCall
 
-#: How many places are tried as the start of a JSON value or of a Python list of calls. Each try is
+#: How many places that turn out not to be JSON are tried as the start of a value. Each try is
 #: linear in the text, so the whole search is.
-MAX_STARTS = 16
+MAX_STARTS = 4
+MAX_VALUES = 4 * MAX_CALLS
 
 _JSON_START = re.compile(r'\[[ \t\r\n]*\{|\{[ \t\r\n]*"')
 _PYTHON_START = re.compile(r"\[[ \t\r\n]*[A-Za-z_][\w.]*\(")
@@ -107,6 +108,8 @@ def _find_json(text: str) -> _Found | str | None:
       continue
     form = form or ("list" if isinstance(decoded.value, list) else "object")
     calls.extend(read)
+    if len(calls) > MAX_CALLS:
+      return "too_many_calls"
     rest.append(text[position:start])
     position = decoded.end
   if not calls:
@@ -116,12 +119,15 @@ def _find_json(text: str) -> _Found | str | None:
 
 
 def _json_values(text: str) -> Iterator[tuple[int, Decoded]]:
-  position, tries = 0, 0
-  # Values that decode move on past their end and cost no more than their own length.
-  while tries < MAX_STARTS and (match := _JSON_START.search(text, position)):
+  position, failed = 0, 0
+  for _ in range(MAX_VALUES):
+    match = _JSON_START.search(text, position)
+    if match is None or failed == MAX_STARTS:
+      return
     decoded = decode_at(text, match.start())
     yield match.start(), decoded
-    tries += decoded.error is not None
+    # A value that decodes costs no more than its own length: the search goes on behind it.
+    failed += decoded.error is not None
     position = match.end() if decoded.error else decoded.end
 
 

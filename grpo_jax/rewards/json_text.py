@@ -46,14 +46,15 @@ def decode_at(text: str, start: int = 0) -> Decoded:
   nesting deeper than `MAX_DEPTH` are errors: each could mean two things, or stop a later step.
   """
   start = skip_whitespace(text, start)
-  if _too_deep(text, start):
-    return Decoded(None, start, "too_deep")
   try:
     value, end = _DECODER.raw_decode(text, start)
   except _Refused as refused:
     return Decoded(None, start, refused.code)
   except (ValueError, RecursionError):
-    return Decoded(None, start, "bad_json")
+    # Where Python's own limit lies depends on its stack, so ours decides which of the two it is.
+    return Decoded(None, start, "too_deep" if _too_deep(text, start, len(text)) else "bad_json")
+  if _too_deep(text, start, end):
+    return Decoded(None, start, "too_deep")
   if not _encodable(value, text[start:end]):
     return Decoded(None, start, "lone_surrogate")
   return Decoded(value, end, None)
@@ -96,12 +97,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _too_deep(text: str, start: int) -> bool:
+def _too_deep(text: str, start: int, end: int) -> bool:
   # The cheap count settles nearly every text; only a suspicious one is scanned.
-  if text.count("[", start) + text.count("{", start) <= MAX_DEPTH:
+  if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
     return False
   depth = 0
-  for match in _BRACKET.finditer(text, start):
+  for match in _BRACKET.finditer(text, start, end):
     first = text[match.start()]
     if first in "[{":
       depth += 1

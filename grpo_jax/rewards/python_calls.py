@@ -13,7 +13,7 @@ from grpo_jax.rewards.json_text import MAX_DIGITS
 from grpo_jax.rewards.parsed import MAX_CALLS
 from grpo_jax.schema import ToolCall
 
-MAX_PYTHON_CHARS = 8192
+MAX_PYTHON_CHARS = 4096
 MAX_PYTHON_DEPTH = 16
 
 # Only what literals and calls are made of reaches Python's parser: no operators, so nothing nests

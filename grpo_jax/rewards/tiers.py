@@ -28,7 +28,7 @@ def tiered(
   weights: RewardWeights = DEFAULT_WEIGHTS,
 ) -> RewardBreakdown:
   """Full marks, a fixed part for the right tool or for withholding the call, or nothing."""
-  return _score(completion, task, parse, weights, lambda compared: weights.partial_execute)
+  return _tiered(completion, _parse(completion, parse), task, weights)
 
 
 def graded(
@@ -38,10 +38,11 @@ def graded(
   weights: RewardWeights = DEFAULT_WEIGHTS,
 ) -> RewardBreakdown:
   """Like `tiered`, but the right tool earns the share of its arguments that are right."""
-  span = weights.exact - weights.graded_floor
-  return _score(
-    completion, task, parse, weights, lambda compared: weights.graded_floor + span * compared.share
-  )
+
+  def partial(compared: CallComparison) -> float:
+    return weights.graded_floor + (weights.exact - weights.graded_floor) * compared.share
+
+  return _score(completion, _parse(completion, parse), task, weights, partial)
 
 
 def binary(
@@ -65,8 +66,9 @@ def toolrl(
 
   `error`, `wrong_arguments` and `shown` say what `tiered` says, so that both can be compared.
   """
-  found = tiered(completion, task, parse, weights)
-  pair = toolrl_parts(completion, _parse(completion, parse), task)
+  parsed = _parse(completion, parse)
+  found = _tiered(completion, parsed, task, weights)
+  pair = toolrl_parts(completion, parsed, task)
   parts = {**found.parts, "toolrl/format": pair[0], "toolrl/correctness": pair[1]}
   return dataclasses.replace(found, total=scaled(pair), parts=parts)
 
@@ -117,14 +119,19 @@ _SHOWN: Mapping[TextKind, Shown] = MappingProxyType(
 )
 
 
+def _tiered(
+  completion: str, parsed: ParseResult, task: ToolTask, weights: RewardWeights
+) -> RewardBreakdown:
+  return _score(completion, parsed, task, weights, lambda compared: weights.partial_execute)
+
+
 def _score(
   completion: str,
+  parsed: ParseResult,
   task: ToolTask,
-  mode: ParseMode,
   weights: RewardWeights,
   partial: Callable[[CallComparison], float],
 ) -> RewardBreakdown:
-  parsed = _parse(completion, mode)
   if task.behavior != "execute":
     return _score_text(completion, parsed, task, weights)
   if not parsed.calls:
