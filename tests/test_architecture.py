@@ -19,6 +19,7 @@ FLOORS = (
   {"sampling", "sharding", "checkpoints", "scores", "tables", "plots", "tracking", "rollout_log"},
   {"grpo", "sft", "evaluate", "report"},
   {"run_config"},
+  {"run"},
   {"training"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,234 @@
+"""One run's model, data, optimizer and compiled step: what `training.train` drives."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.data.batches import batch_at, bucket_length, pad_prompts
+from grpo_jax.data.jsonl import data_sha256, load_tasks
+from grpo_jax.data.summary import data_summary
+from grpo_jax.data.synthetic import generate as generate_rows
+from grpo_jax.grpo import make_batch, step_key, update
+from grpo_jax.models import load_config, load_pretrained
+from grpo_jax.rewards import Reward, RewardBreakdown
+from grpo_jax.rollout_log import rollout_metrics, write_rollouts
+from grpo_jax.run_config import RunConfig, changed_settings, run_record
+from grpo_jax.sampling import LENGTH_BUCKETS, sample_groups
+from grpo_jax.schema import ToolTask
+from grpo_jax.sharding import (
+  batch_parts,
+  batch_sharding,
+  make_mesh,
+  parameter_sharding,
+  state_shardings,
+)
+from grpo_jax.text import completion_text, load_tokenizer, render, stop_token_ids
+from grpo_jax.types import Prompts, Rollout, TrainState
+
+SYNTHETIC = "synthetic:"
+log = logging.getLogger(__name__)
+
+
+class Run:
+  """What stays the same over a run: model, data, optimizer, mesh and compiled functions."""
+
+  def __init__(self, config: RunConfig) -> None:
+    self.config = config
+    self.dir = Path(config.run_dir)
+    self.mesh = make_mesh(config.mesh)
+    if config.prompts_per_step % batch_parts(self.mesh):
+      raise ValueError(
+        f"--mesh={config.mesh} splits prompts into {batch_parts(self.mesh)} parts, which do not "
+        f"divide --prompts_per_step={config.prompts_per_step}"
+      )
+    self.tokenizer = load_tokenizer(config.model)
+    self.stop_ids = stop_token_ids(self.tokenizer, config.model)
+    self.tasks = read_tasks(config.data, config.data_seed)
+    self.held_out = {
+      name: read_tasks(source, config.data_seed)[: config.eval_limit or None]
+      for name, source in config.eval_data
+    }
+    self.prompts = [render(self.tokenizer, task) for task in self.tasks]
+    self._check_lengths()
+    sources = {"train": self.tasks, **self.held_out}
+    self.record = run_record(config, {name: data_sha256(t) for name, t in sources.items()})
+    self._claim_folder()
+
+    shape = load_config(config.model)
+    self.policy, self.params = load_pretrained(
+      config.model, sharding=parameter_sharding(shape, self.mesh)
+    )
+    self.policy = dataclasses.replace(self.policy, dtype=config.dtype)  # master weights: float32
+    sampling = dataclasses.replace(
+      config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
+    )
+    self.grpo = dataclasses.replace(config.grpo, sampling=sampling)
+    self.schedule = optax.linear_schedule(
+      0.0 if config.warmup_steps else config.learning_rate,
+      config.learning_rate,
+      max(config.warmup_steps, 1),
+    )
+    self.tx = optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(
+        # The first step must move: warm-up counts from 1.
+        lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
+      ),
+    )  # fmt: skip
+    self.sample_shapes: set[int] = set()
+    self.update_shapes: set[tuple[int, int]] = set()
+    self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
+    self._learn = jax.jit(self._learn_body, donate_argnums=0)
+
+  def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to begin with and the tokens sampled so far: fresh, or the newest checkpoint's."""
+    opt_state = jax.jit(
+      self.tx.init,
+      out_shardings=state_shardings(
+        self.policy, self.mesh, jax.eval_shape(self.tx.init, self.params)
+      ),
+    )(self.params)
+    everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+    step, key = jax.device_put((jnp.int32(0), jax.random.key(self.config.seed)), everywhere)
+    # The reference is kept only where the loss needs it; it must survive the donated state.
+    self.ref_params = jax.tree.map(jnp.copy, self.params) if self.grpo.kl_weight else None
+    state = TrainState(self.params, opt_state, step, key)
+    del self.params
+    newest = checkpoints.latest()
+    if newest is None:
+      return state, 0
+    if self.config.resume == "never":
+      raise ValueError(f"{self.dir} has checkpoints and --resume=never; choose another --run_dir")
+    state, meta = checkpoints.restore(newest, state)
+    log.info("continuing %s at step %d", self.dir, newest)
+    return state, int(meta["num_tokens"])
+
+  def step(
+    self, step: int, state: TrainState, reward: Reward
+  ) -> tuple[TrainState, dict[str, float]]:
+    """One GRPO step, timed by phase; the numbers in it depend on (seed, step) and the state only."""
+    began = time.perf_counter()
+    count = self.config.prompts_per_step
+    chosen = batch_at(
+      step, num_tasks=len(self.tasks), prompts_per_step=count, seed=self.config.seed
+    )
+    tasks = [self.tasks[i] for i in chosen]
+    prompts = self._padded([self.prompts[i] for i in chosen])
+    ready = time.perf_counter()
+    rollout = jax.block_until_ready(self._sample(state.params, prompts, step_key(state)))
+    self.sample_shapes.add(prompts.tokens.shape[1])
+    sampled = time.perf_counter()
+
+    texts, breakdowns, rewards = self._scored(rollout, tasks, reward)
+    scored = time.perf_counter()
+
+    rollout = self._shortened(rollout)
+    self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
+    state, found = self._learn(state, self.ref_params, rollout, rewards)
+    found = {name: float(value) for name, value in found.items()}
+    updated = time.perf_counter()
+
+    metrics = rollout_metrics(np.asarray(rollout.mask), rewards, breakdowns, self._is_cut(rollout))
+    metrics |= found
+    metrics["learning_rate"] = float(self.schedule(step + 1))
+    write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
+    ended = time.perf_counter()
+    metrics |= {
+      "seconds/sample": sampled - ready,
+      "seconds/reward": scored - sampled,
+      "seconds/update": updated - scored,
+      "seconds/other": (ready - began) + (ended - updated),
+      "step_time": ended - began,
+      "tokens_per_second": metrics["tokens"] / (ended - began),
+    }
+    return state, metrics
+
+  def _scored(
+    self, rollout: Rollout, tasks: Sequence[ToolTask], reward: Reward
+  ) -> tuple[list[str], list[RewardBreakdown], np.ndarray]:
+    """Texts and breakdowns of all P * G completions, and the rewards [P, G] float32."""
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    prompts, group, _ = tokens.shape
+    texts = [
+      completion_text(self.tokenizer, tokens[p, g][mask[p, g]].tolist(), self.stop_ids)
+      for p in range(prompts)
+      for g in range(group)
+    ]
+    breakdowns = reward.score_batch(texts, [task for task in tasks for _ in range(group)])
+    totals = np.asarray([found.total for found in breakdowns], np.float32)
+    return texts, breakdowns, totals.reshape(prompts, group)
+
+  def _padded(self, prompts: Sequence[Sequence[int]]) -> Prompts:
+    length = bucket_length(max(map(len, prompts)), LENGTH_BUCKETS)
+    tokens, mask = pad_prompts(prompts, length, self.grpo.sampling.pad_id)
+    arrays = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
+    return jax.device_put(arrays, batch_sharding(self.mesh))
+
+  def _shortened(self, rollout: Rollout) -> Rollout:
+    """Cuts the padding behind the longest completion, down to a bucket."""
+    longest = int(np.asarray(rollout.mask).sum(-1).max())
+    length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
+    cut = lambda x: x[..., :length]
+    return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))
+
+  def _is_cut(self, rollout: Rollout) -> np.ndarray:
+    """[P, G] bool: completions that reached the limit without a stop token."""
+    tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.mask).sum(-1)
+    last = np.take_along_axis(tokens, (lengths - 1)[..., None], axis=-1)[..., 0]
+    return (lengths >= self.grpo.sampling.max_tokens) & ~np.isin(last, self.stop_ids)
+
+  @staticmethod
+  def _sample_body(policy, sampling, params, prompts, key):
+    return sample_groups(policy, params, prompts, key, sampling)
+
+  def _learn_body(self, state, ref_params, rollout, rewards):
+    batch = make_batch(rollout, rewards, ref_params, policy=self.policy, cfg=self.grpo)
+    state, metrics = update(state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo)
+    placed = state_shardings(self.policy, self.mesh, state)
+    return jax.lax.with_sharding_constraint(state, placed), metrics
+
+  def _check_lengths(self) -> None:
+    limit = self.config.max_prompt_tokens
+    lengths = [len(prompt) for prompt in self.prompts]
+    log.info("%s\n%s", data_summary(self.tasks, lengths, limit), self.config.plan())
+    if min(lengths) > limit:
+      raise ValueError(
+        f"--max_prompt_tokens={limit} is below the shortest prompt, which has {min(lengths)} tokens"
+      )
+    if max(lengths) > limit:
+      over = sum(length > limit for length in lengths)
+      raise ValueError(
+        f"{over} of {len(lengths)} prompts are longer than --max_prompt_tokens={limit} (the longest "
+        f"has {max(lengths)} tokens); raise it or leave those tasks out"
+      )
+
+  def _claim_folder(self) -> None:
+    """Writes config.json, or checks that the folder belongs to the same run."""
+    path = self.dir / "config.json"
+    if path.exists():
+      changed = changed_settings(json.loads(path.read_text(encoding="utf-8")), self.record)
+      if changed:
+        raise ValueError(f"{self.dir} holds a run with other settings: {'; '.join(changed)}")
+    self.dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_tasks(source: str, seed: int) -> list[ToolTask]:
+  """Reads tasks from a file or hub id, or generates them for `synthetic:<split>`."""
+  if source.startswith(SYNTHETIC):
+    rows: list[Mapping[str, Any]] = generate_rows(seed, source.removeprefix(SYNTHETIC))
+    return [ToolTask.from_row(row) for row in rows]
+  return load_tasks(source)
