@@ -52,7 +52,7 @@ flags.DEFINE_integer("steps", D.steps, "GRPO steps")
 flags.DEFINE_integer("prompts_per_step", D.prompts_per_step, "prompts a step")
 flags.DEFINE_integer("group_size", 8, "candidates sampled for each prompt (G)")
 flags.DEFINE_integer(
-  "micro_batch_prompts", 0, "prompts in one backward pass; 0: all of a minibatch"
+  "micro_batch_prompts", 1, "prompts in one backward pass; 0: all of a minibatch"
 )
 flags.DEFINE_integer("minibatches", 1, "optimizer steps a pass over the batch")
 flags.DEFINE_integer("inner_updates", 1, "passes over each batch of completions (mu)")
@@ -93,6 +93,7 @@ PRESETS = {
   "tiny": {
     "steps": 80,
     "prompts_per_step": 12,
+    "micro_batch_prompts": 0,
     "group_size": 8,
     "max_prompt_tokens": 448,
     "max_completion_tokens": 64,

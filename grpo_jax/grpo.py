@@ -245,6 +245,8 @@ def _logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, remat: bo
 
 def _in_micro_batches(tree: Any, prompts: int) -> Any:
   size = jax.tree.leaves(tree)[0].shape[0]
+  if prompts and size % prompts:
+    raise ValueError(f"{size} prompts cannot be cut into micro-batches of {prompts}")
   return _split(tree, size // (prompts or size))
 
 

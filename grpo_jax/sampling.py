@@ -23,8 +23,12 @@ from grpo_jax.models import (
 from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.
-LENGTH_BUCKETS = (32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096)
+LENGTH_BUCKETS = (
+  *(32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
+  *(12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072),
+)
 CDF_BLOCK = 128
+PREFILL_TOKENS = 8192  # `generate` encodes at most so many prompt tokens at a time
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,13 @@ def invert_cdf(chance: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_above(edges: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:
-  """First index whose running sum exceeds the target; rounding at the end stays on real mass."""
+  """First index with mass whose running sum exceeds the target, or else the last one with mass.
+
+  A parallel running sum can rise by rounding where there is no mass, so the edges alone do not say.
+  """
+  above = (edges > target) & (mass > 0)
   last = mass.shape[-1] - 1 - jnp.argmax((mass > 0)[..., ::-1], axis=-1)
-  return jnp.minimum(jnp.sum(edges <= target, axis=-1), last)
+  return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -233,8 +241,8 @@ def generate(
 ) -> list[list[list[int]]]:
   """Completes any number of prompts of any lengths.
 
-  Prompts are sorted by length and run `batch_prompts` at a time in padded buckets; neither changes
-  what a prompt's candidates are.
+  Prompts run in padded buckets of similar lengths, at most `batch_prompts` at a time; neither
+  changes what a prompt's candidates are.
 
   Args:
     config: the decoder.
@@ -270,12 +278,15 @@ def generate(
     pad_id=pad_id,
   )
   key = jax.random.key(seed)
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  bucket = lambda i: bucket_length(len(prompts[i]), LENGTH_BUCKETS)
+  order = sorted(range(len(prompts)), key=bucket)
   results: list[list[list[int]]] = [[] for _ in prompts]
-  for start in range(0, len(order), batch_prompts):
-    chosen = order[start : start + batch_prompts]
-    filled = chosen + [chosen[-1]] * (batch_prompts - len(chosen))  # one shape a bucket
-    length = bucket_length(max(len(prompts[i]) for i in chosen), LENGTH_BUCKETS)
+  while order:
+    length = bucket(order[0])
+    rows = min(batch_prompts, max(1, PREFILL_TOKENS // length))
+    chosen = [i for i in order[:rows] if bucket(i) == length]
+    order = order[len(chosen) :]
+    filled = chosen + [chosen[-1]] * (rows - len(chosen))  # one shape a bucket
     tokens, mask = pad_prompts([list(prompts[i]) for i in filled], length, pad_id)
     index = np.asarray(filled, np.int32)
     rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg)

@@ -92,7 +92,9 @@ def sft_loss(
   return nll, {"nll": nll, "accuracy": sure}
 
 
-def make_sft_step(policy: DecoderConfig, cfg: SFTConfig, tx: optax.GradientTransformation) -> Callable:
+def make_sft_step(
+  policy: DecoderConfig, cfg: SFTConfig, tx: optax.GradientTransformation
+) -> Callable:
   """Compiles `(params, opt_state, batch) -> (params, opt_state, metrics)`; both are donated."""
 
   def step(params, opt_state, batch):
