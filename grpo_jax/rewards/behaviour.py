@@ -127,9 +127,9 @@ class _Argument:
     if self.words and self.words <= words and not self.words <= _STOPWORDS:
       return True
     name = self.name.lower()
-    if not name.isascii() and name in question:
-      return True
-    if any(f"{quote}{name}{quote}" in question for quote in "\"'`"):
+    if name in question and (
+      not name.isascii() or any(f"{quote}{name}{quote}" in question for quote in "\"'`")
+    ):
       return True
     told = self.description
     return by_description and bool(told) and len(told & words) * 3 >= len(told) * 2

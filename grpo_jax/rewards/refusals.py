@@ -10,6 +10,8 @@ _CANNOT = (
   r"(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to|not able to|"
   r"not allowed to|not permitted to|not going to|must decline|have to decline|refuse to)"
 )
+_TRIGGERS = ("n't", "not", "decline", "refuse", "unable")
+_REGRET = r"\b(?:sorry|apologies|unfortunately|regrettably)\b"
 _TOOLS = r"(?:tools?|functions?|apis?)"
 
 # "I can't find the date in your message" looks for something; it does not decline.
@@ -17,34 +19,53 @@ _SEARCHING = (
   r"(?!\s+(?:(?:find|see|determine|guess|proceed)\b(?![^.?!\n]{0,60}\b" + _TOOLS + r")|wait\b))"
 )
 
-_FORMS = (
+# Each form with what must occur in a sentence for it to match: plain search is a hundred times
+# faster than the pattern, and most sentences hold none of it.
+_FORMS: tuple[tuple[tuple[str, ...], str], ...] = (
   # English
-  _I + _CANNOT + _SEARCHING,
-  r"\b(?:sorry|apologies|unfortunately|regrettably)\b[^.?!\n]{0,20}?" + _CANNOT + _SEARCHING,
-  r"\b(?:i|we)\s+(?:must\s+|have\s+to\s+|respectfully\s+)?decline\b",
-  r"\b(?:none|neither) of (?:my|the|these|those|our|your)\b[^.?!\n]{0,30}?" + _TOOLS + r"\b",
-  r"\bno\b[^.?!\n]{0,20}?" + _TOOLS + r"\b",
-  r"\b(?:don't|do not) have\b[^.?!\n]{0,40}?\b(?:" + _TOOLS + r"|way|ability|access|capability)\b",
-  r"\b(?:beyond|outside)\b[^.?!\n]{0,20}?\b(?:my|our|the|what)\b",
-  r"\bnot something (?:i|we) (?:can|could|will|am able to|are able to)\b",
-  r"\b(?:my|these|the|our)\b[^.?!\n]{0,20}?" + _TOOLS + r"\b[^.?!\n]{0,20}?"
-  r"(?:can't|cannot|can not|don't|do not|does not|doesn't|aren't|are not|isn't|is not)\b",
-  r"\b(?:is|are|it's|that's) not possible\b|\bimpossible for me\b",
+  (_TRIGGERS, _I + _CANNOT + _SEARCHING),
+  (_TRIGGERS, _REGRET + r"[^.?!\n]{0,20}?" + _CANNOT + _SEARCHING),
+  (("decline",), r"\b(?:i|we)\s+(?:must\s+|have\s+to\s+|respectfully\s+)?decline\b"),
+  (
+    ("none of", "neither of"),
+    r"\b(?:none|neither) of (?:my|the|these|those|our|your)\b[^.?!\n]{0,30}?" + _TOOLS + r"\b",
+  ),
+  (("no ",), r"\bno\b[^.?!\n]{0,20}?" + _TOOLS + r"\b"),
+  (
+    ("n't have", "not have"),
+    r"\b(?:don't|do not) have\b[^.?!\n]{0,40}?\b(?:"
+    + _TOOLS
+    + r"|way|ability|access|capability)\b",
+  ),
+  (("beyond", "outside"), r"\b(?:beyond|outside)\b[^.?!\n]{0,20}?\b(?:my|our|the|what)\b"),
+  (
+    ("not something",),
+    r"\bnot something (?:i|we) (?:can|could|will|am able to|are able to)\b",
+  ),
+  (
+    ("n't", "not"),
+    r"\b(?:my|these|the|our)\b[^.?!\n]{0,20}?" + _TOOLS + r"\b[^.?!\n]{0,20}?"
+    r"(?:can't|cannot|can not|don't|do not|does not|doesn't|aren't|are not|isn't|is not)\b",
+  ),
+  (("possible",), r"\b(?:is|are|it's|that's) not possible\b|\bimpossible for me\b"),
   # Spanish, Portuguese, Italian, French
-  r"\bno (?:puedo|podemos|es posible)\b",
-  r"\bnão (?:posso|consigo|podemos)\b",
-  r"\bnon (?:posso|possiamo)\b",
-  r"\bje ne (?:peux|suis) pas\b(?! (?:sûr|certain))",
+  (("no p", "no es"), r"\bno (?:puedo|podemos|es posible)\b"),
+  (("não",), r"\bnão (?:posso|consigo|podemos)\b"),
+  (("non poss",), r"\bnon (?:posso|possiamo)\b"),
+  (("je ne",), r"\bje ne (?:peux|suis) pas\b(?! (?:sûr|certain))"),
   # German, Dutch
-  r"\bich kann\b[^.?!\n]{0,40}?\bnicht\b|\bkann ich\b[^.?!\n]{0,30}?\bnicht\b",
-  r"\bik kan\b[^.?!\n]{0,40}?\bniet\b|\bkan ik\b[^.?!\n]{0,30}?\bniet\b",
+  (("nicht",), r"\bich kann\b[^.?!\n]{0,40}?\bnicht\b|\bkann ich\b[^.?!\n]{0,30}?\bnicht\b"),
+  (("niet",), r"\bik kan\b[^.?!\n]{0,40}?\bniet\b|\bkan ik\b[^.?!\n]{0,30}?\bniet\b"),
   # Russian, Chinese, Japanese, Korean
-  r"\bне могу\b|\bне можем\b",
-  r"(?:我|我们)(?:不能|无法|不可以)|抱歉[^。？！\n]{0,12}?(?:不能|无法)",
-  r"(?:できません|出来ません|お手伝いでき|お答えでき|いたしかねます)",
-  r"(?:할 수 없|도와드릴 수 없|드릴 수 없)",
+  (("не мо",), r"\bне могу\b|\bне можем\b"),
+  (("不", "无法"), r"(?:我|我们)(?:不能|无法|不可以)|抱歉[^。？！\n]{0,12}?(?:不能|无法)"),
+  (
+    ("ません", "でき", "かねます"),
+    r"(?:できません|出来ません|お手伝いでき|お答えでき|いたしかねます)",
+  ),
+  (("수 없",), r"(?:할 수 없|도와드릴 수 없|드릴 수 없)"),
 )
-_DECLINES = re.compile("|".join(_FORMS))
+_PATTERNS = tuple((triggers, re.compile(pattern)) for triggers, pattern in _FORMS)
 
 # "I can't search without a date": says what is missing, which is asking and not declining.
 _CONDITION = re.compile(
@@ -61,7 +82,14 @@ _OFFER = re.compile(
 
 def declines(sentence: str) -> bool:
   """Whether a sentence (lower case, straight apostrophes) declines a request."""
-  return _DECLINES.search(sentence) is not None and _CONDITION.search(sentence) is None
+  return (
+    any(
+      pattern.search(sentence) is not None
+      for triggers, pattern in _PATTERNS
+      if any(trigger in sentence for trigger in triggers)
+    )
+    and _CONDITION.search(sentence) is None
+  )
 
 
 def offers_other_help(sentence: str) -> bool:

@@ -1,0 +1,191 @@
+"""The judge against a real HTTP server on this machine that speaks the OpenAI protocol."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from grpo_jax.rewards import BuiltInReward, JudgeConfig, JudgeReward, RewardConfig, load_reward
+from grpo_jax.rewards.judge import read_score
+from grpo_jax.schema import ToolTask
+
+pytest.importorskip("openai")
+
+CLARIFY = ToolTask.from_row(
+  {
+    "prompt": "Weather?",
+    "reward_model": {"ground_truth": "Which city?"},
+    "extra_info": {"missing": ["city"]},
+  }
+)
+EXECUTE = ToolTask.from_row(
+  {"prompt": "x", "reward_model": {"ground_truth": [{"name": "f", "arguments": {"a": "Oslo"}}]}}
+)
+
+
+class Endpoint:
+  """A chat endpoint whose judge likes answers that mention a city.
+
+  Attributes:
+    url: for the client.
+    requests: the bodies received.
+    replies: what to do instead, by answer text: a status code, a reply text, or seconds to wait.
+  """
+
+  def __init__(self) -> None:
+    self.requests: list[dict[str, Any]] = []
+    self.replies: dict[str, Any] = {}
+    endpoint = self
+
+    class Handler(BaseHTTPRequestHandler):
+      def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        endpoint.requests.append({"path": self.path, **body})
+        answer = json.loads(body["messages"][1]["content"])["answer"]
+        special = endpoint.replies.get(answer)
+        if isinstance(special, list):
+          special = special.pop(0) if special else None
+        if isinstance(special, float):
+          time.sleep(special)
+        if isinstance(special, int):
+          self.send_error(special)
+          return
+        score = 0.875 if "city" in answer else 0.125
+        content = special if isinstance(special, str) else f'{{"score": {score}, "reason": "-"}}'
+        message = {"role": "assistant", "content": content}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        data = json.dumps({**reply, "choices": [choice]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+      def log_message(self, format: str, *args: Any) -> None:
+        return
+
+    self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+    threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+  def close(self) -> None:
+    self._server.shutdown()
+    self._server.server_close()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+  endpoint = Endpoint()
+  yield endpoint
+  endpoint.close()
+
+
+def judge(endpoint: Endpoint, **settings: Any) -> JudgeReward:
+  settings = {"retries": 0, "time_limit": 5.0, "api_key": "none", **settings}
+  config = JudgeConfig("some-model", endpoint.url, **settings)
+  return JudgeReward(config, BuiltInReward("tiered"))
+
+
+def test_texts_are_judged_and_calls_are_left_to_the_rule(endpoint):
+  with judge(endpoint) as reward:
+    found = reward.score_batch(
+      ["Which city?", "Tell me more.", '[{"name": "f", "arguments": {}}]', "", EXECUTE.answer],
+      [CLARIFY, CLARIFY, CLARIFY, CLARIFY, EXECUTE],
+    )
+  assert [one.total for one in found] == [0.875, 0.125, 0.0, 0.0, 1.0]
+  assert found[0].parts["judge/score"] == 0.875 and found[0].parts["judge/rule"] == 1.0
+  assert found[1].error == "no_question"
+  assert [request["path"] for request in endpoint.requests] == ["/v1/chat/completions"] * 2
+  question = json.loads(endpoint.requests[0]["messages"][1]["content"])
+  assert question["missing"] == ["city"] and question["request"] == "Weather?"
+  assert "ask" in question["rubric"]
+
+
+def test_whole_answers_are_judged_on_demand(endpoint):
+  with judge(endpoint, judged="answers") as reward:
+    found = reward.score_batch([EXECUTE.answer, "city"], [EXECUTE, EXECUTE])
+  assert [one.total for one in found] == [0.125, 0.875]
+
+
+def test_equal_answers_are_asked_once_and_kept_on_disk(endpoint, tmp_path):
+  for _ in range(2):
+    with judge(endpoint, cache_dir=str(tmp_path)) as reward:
+      found = reward.score_batch(["Which city?"] * 4, [CLARIFY] * 4)
+      assert [one.total for one in found] == [0.875] * 4
+    assert len(endpoint.requests) == 1
+  (kept,) = tmp_path.iterdir()
+  kept.write_text('{"sco')  # cut off: asked again
+  with judge(endpoint, cache_dir=str(tmp_path)) as reward:
+    assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 0.875
+  assert len(endpoint.requests) == 2
+
+
+@pytest.mark.parametrize(
+  "reply", [500, 400, "I like it.", '{"score": 2}', '{"score": 0.1} or {"score": 0.9}', 1.5]
+)
+def test_a_failed_judge_falls_back_to_the_rule_and_is_counted(endpoint, reply, tmp_path):
+  endpoint.replies["Which city?"] = reply
+  with judge(endpoint, time_limit=0.5, cache_dir=str(tmp_path)) as reward:
+    found = reward.score_batch(["Which city?", "A city?"], [CLARIFY] * 2)
+    assert [one.total for one in found] == [1.0, 0.875]
+    assert [one.parts["judge/failed"] for one in found] == [1.0, 0.0]
+    assert reward.failures() == {"judge_error": 1}
+    assert "Error" in reward.first_traceback
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_request_that_fails_once_is_tried_again(endpoint):
+  endpoint.replies["Which city?"] = [500]
+  with judge(endpoint, retries=1) as reward:
+    assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 0.875
+    assert reward.failures() == {}
+  assert len(endpoint.requests) == 2
+
+
+def test_requests_run_side_by_side(endpoint):
+  answers = [f"city {number}?" for number in range(8)]
+  endpoint.replies = dict.fromkeys(answers, 0.5)
+  with judge(endpoint, parallel=8) as reward:
+    start = time.monotonic()
+    reward.score_batch(answers, [CLARIFY] * 8)
+    assert time.monotonic() - start < 3.0
+
+
+def test_the_judge_is_loaded_by_name(endpoint):
+  config = RewardConfig(judge=JudgeConfig("m", endpoint.url, api_key="none"))
+  with load_reward("judge", config) as reward:
+    assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 0.875
+
+
+@pytest.mark.parametrize(
+  ("text", "score"),
+  [
+    ('{"score": 1, "reason": "x"}', 1.0),
+    ('```json\n{"reason": "x", "score": 0.25}\n```', 0.25),
+    ('{"score": 0.5} ... {"score": 0.5}', 0.5),
+  ],
+)
+def test_scores_are_read_from_verdicts(text, score):
+  assert read_score(text) == score
+
+
+@pytest.mark.parametrize("text", ["", "1", '{"score": -0.5}', '{"score": "1"}', '{"score": 1.5}'])
+def test_verdicts_without_a_score_in_range_are_refused(text):
+  with pytest.raises(ValueError, match="score"):
+    read_score(text)
+
+
+def test_contradicting_settings_are_rejected():
+  with pytest.raises(ValueError, match="texts, answers"):
+    JudgeConfig("m", judged="all")
+  with pytest.raises(ValueError, match="name of a model"):
+    JudgeConfig("")
+  with pytest.raises(ValueError, match="positive"):
+    JudgeConfig("m", time_limit=0)
