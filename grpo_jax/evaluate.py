@@ -71,7 +71,7 @@ def evaluate(
     over = sum(len(prompt) > max_prompt_tokens for prompt in prompts)
     raise ValueError(
       f"{over} of {len(prompts)} prompts are longer than {max_prompt_tokens} tokens; the longest, "
-      f"task {tasks[longest].id or longest}, has {len(prompts[longest])}"
+      f"{tasks[longest].id or f'number {longest + 1}'}, has {len(prompts[longest])}"
     )
 
   completions = generate(

@@ -94,15 +94,21 @@ def mlflow(monkeypatch):
   return pytest.importorskip("mlflow")
 
 
-def test_mlflow_shows_settings_metrics_and_how_the_run_ended(tmp_path, mlflow):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """One folder of runs: they share mlflow.db, whose tables take seconds to make."""
+  return tmp_path_factory.mktemp("runs")
+
+
+def test_mlflow_shows_settings_metrics_and_how_the_run_ended(runs, mlflow):
   settings = {"seed": 1, "flags": {"steps": 3}, "long": "x" * 10_000} | {
     f"option_{i}": i for i in range(150)
   }
-  log_steps(tmp_path / "run", range(3), ("mlflow",), config=settings)
-  client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-  run_id = (tmp_path / "run" / "mlflow_run_id.txt").read_text().strip()
+  log_steps(runs / "first", range(3), ("mlflow",), config=settings)
+  client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+  run_id = (runs / "first" / "mlflow_run_id.txt").read_text().strip()
   run = client.get_run(run_id)
-  assert run.info.run_name == "run" and run.info.status == "FINISHED"
+  assert run.info.run_name == "first" and run.info.status == "FINISHED"
   assert run.data.params["seed"] == "1" and run.data.params["flags.steps"] == "3"
   assert run.data.params["option_149"] == "149"
   history = client.get_metric_history(run_id, "reward")
@@ -111,22 +117,22 @@ def test_mlflow_shows_settings_metrics_and_how_the_run_ended(tmp_path, mlflow):
   # A resumed run goes on in the same MLflow run, and a crash shows.
   with (
     pytest.raises(KeyboardInterrupt),
-    Tracking(tmp_path / "run", ("mlflow",), start_step=3) as tracking,
+    Tracking(runs / "first", ("mlflow",), start_step=3) as tracking,
   ):
     tracking.log(3, {"reward": 0.3})
     raise KeyboardInterrupt
-  assert (tmp_path / "run" / "mlflow_run_id.txt").read_text().strip() == run_id
+  assert (runs / "first" / "mlflow_run_id.txt").read_text().strip() == run_id
   assert client.get_run(run_id).info.status == "FAILED"
   assert len(client.get_metric_history(run_id, "reward")) == 4
 
 
-def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, mlflow, caplog):
-  with Tracking(tmp_path / "run", ("mlflow",)) as tracking:
+def test_a_tracker_that_fails_does_not_end_the_run(runs, mlflow, caplog):
+  with Tracking(runs / "second", ("mlflow",)) as tracking:
     tracking.log(0, {"reward": 0.0})
-    run_id = (tmp_path / "run" / "mlflow_run_id.txt").read_text().strip()
+    run_id = (runs / "second" / "mlflow_run_id.txt").read_text().strip()
     # Someone deletes the run on the server, which then refuses new metrics.
-    mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").delete_run(run_id)
+    mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}").delete_run(run_id)
     tracking.log(1, {"reward": 0.1})
     tracking.log(2, {"reward": 0.2})
-  assert [entry["step"] for entry in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]
+  assert [entry["step"] for entry in read_metrics(runs / "second" / "metrics.jsonl")] == [0, 1, 2]
   assert sum("is off from here" in message for message in caplog.messages) == 1
