@@ -96,10 +96,11 @@ def asks_for_missing(
   An argument is named by its name, by all words of its name (`departure_date`: departure, date;
   in any order, singular or plural) or by most words of its description's first clause. A name made
   of nothing but small words (`to`) counts only in quotes or through its description. Only
-  `task.missing` counts, when given; else any required argument of the task's tools, and for a task
-  without tools any telling word of the wanted question.
+  `task.missing` counts, when given; else the arguments that the wanted question names, else any
+  required argument of the task's tools, and for a task without tools any telling word of the
+  wanted question.
   """
-  named = [(question, set(_stemmed(_WORD.findall(question)))) for question in reading.questions]
+  named = [_with_words(question) for question in reading.questions]
   missing, others = _arguments(task)
   if not missing:
     telling = set(_stemmed(_WORD.findall(task.answer.lower()))) - _STOPWORDS
@@ -142,19 +143,26 @@ def _argument(name: str, description: str) -> _Argument:
   return _Argument(name, words, frozenset(_stemmed(_WORD.findall(clause))) - _STOPWORDS)
 
 
+def _with_words(question: str) -> tuple[str, set[str]]:
+  return question, set(_stemmed(_WORD.findall(question)))
+
+
 def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
   """The arguments that may be asked for, and all the others."""
-  properties: dict[str, object] = {}
-  required: list[str] = []
-  for spec in task.tools:
-    if not task.extra.get("tool") or spec.name == task.extra["tool"]:
-      required.extend(name for name in spec.required if isinstance(name, str))
+  about = task.extra.get("tool")
+  specs = [spec for spec in task.tools if spec.name == about] or list(task.tools)
+  described: dict[str, _Argument] = {}
+  for spec in (*specs, *task.tools):
     for name, schema in spec.properties.items():
-      if name not in properties or spec.name == task.extra.get("tool"):
-        properties[name] = schema
-  wanted = dict.fromkeys(task.missing or required)
-  described = {name: _argument(name, _description(schema)) for name, schema in properties.items()}
-  missing = [described.get(name) or _argument(name, "") for name in wanted]
+      if name not in described:
+        described[name] = _argument(name, _description(schema))
+  wanted = list(task.missing)
+  if not wanted:
+    gold = _with_words(task.answer.lower())
+    wanted = [name for name, argument in described.items() if argument.is_named_in(*gold, False)]
+  if not wanted:
+    wanted = [name for spec in specs for name in spec.required if isinstance(name, str)]
+  missing = [described.get(name) or _argument(name, "") for name in dict.fromkeys(wanted)]
   return missing, [argument for name, argument in described.items() if name not in wanted]
 
 

@@ -116,16 +116,30 @@ def test_camel_case_names_are_split_into_words():
   assert asks_for_missing(read_text("What is your home address?"), task) == "asks"
 
 
-def test_without_missing_any_required_argument_of_the_tools_counts():
-  task = ToolTask.from_row(
+def task_without_missing(question: str) -> ToolTask:
+  properties = {"city": {}, "country": {}, "days": {}, "units": {}}
+  parameters = {"properties": properties, "required": ["city", "country"]}
+  return ToolTask.from_row(
     {
       "prompt": "x",
-      "tools": [{"name": "f", "parameters": {"properties": {"city": {}}, "required": ["city"]}}],
-      "reward_model": {"ground_truth": "Which city?"},
+      "tools": [{"name": "f", "parameters": parameters}],
+      "reward_model": {"ground_truth": question},
     }
   )
+
+
+def test_without_missing_the_arguments_of_the_wanted_question_count():
+  task = task_without_missing("Which city?")
   assert asks_for_missing(read_text("In what city?"), task) == "asks"
   assert asks_for_missing(read_text("In what country?"), task) == "wrong_question"
+  everything = "What are the city, the country, the days and the units?"
+  assert asks_for_missing(read_text(everything), task) == "asks_everything"
+
+
+def test_when_the_wanted_question_names_none_any_required_argument_counts():
+  task = task_without_missing("Where?")
+  assert asks_for_missing(read_text("In what country?"), task) == "asks"
+  assert asks_for_missing(read_text("For how many days?"), task) == "wrong_question"
 
 
 def test_without_tools_a_telling_word_of_the_wanted_question_counts():

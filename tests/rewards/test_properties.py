@@ -55,7 +55,7 @@ CALLS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(text=TEXTS, index=st.integers(0, len(TASKS) - 1))
 def test_any_text_scores_in_range_with_documented_codes(text, index):
   task = TASKS[index]
@@ -74,7 +74,7 @@ def test_any_text_scores_in_range_with_documented_codes(text, index):
         assert (found.total == 1.0) == (found.error is None)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(calls=CALLS)
 def test_any_calls_survive_both_strict_forms(calls):
   written = [json.dumps(call.to_json(), ensure_ascii=False) for call in calls]
@@ -85,7 +85,7 @@ def test_any_calls_survive_both_strict_forms(calls):
     assert parse(as_blocks, mode).calls == tuple(calls)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(calls=CALLS, tiers=st.sampled_from(TIERS))
 def test_the_wanted_calls_earn_full_marks_and_in_any_order(calls, tiers):
   row = {"prompt": "x", "reward_model": {"ground_truth": [call.to_json() for call in calls]}}
@@ -95,7 +95,7 @@ def test_the_wanted_calls_earn_full_marks_and_in_any_order(calls, tiers):
   assert score(reverse, task, tiers).total == 1.0
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(text=TEXTS)
 def test_auto_takes_whatever_strict_takes(text):
   strict = parse(text)
