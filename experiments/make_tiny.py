@@ -34,9 +34,12 @@ from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
-flags.DEFINE_integer("steps", 2400, "supervised steps in the whole schedule")
+flags.DEFINE_integer("steps", 6000, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")
-flags.DEFINE_integer("group_size", 6, "demonstrations per set of tools")
+flags.DEFINE_integer("group_size", 8, "demonstrations per set of tools")
+flags.DEFINE_float(
+  "request_weight", 0.25, "loss weight of a request's tokens: they repeat the schema's words"
+)
 flags.DEFINE_float("learning_rate", 1.5e-3, "peak of AdamW's learning rate")
 flags.DEFINE_integer("vocab_size", 2048, "tokens in the tokenizer, special ones included")
 flags.DEFINE_integer("hidden_size", 256, "model width")
@@ -122,13 +125,14 @@ def to_batch(rows) -> SFTBatch:
   length = next(b for b in PROMPT_BUCKETS if b >= longest)
   shape = (len(rows), len(rows[0][1]), COMPLETION_TOKENS)
   tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
-  answers, learned = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  answers, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
   for p, (prompt, turns) in enumerate(rows):
     tokens[p, length - len(prompt) :], mask[p, length - len(prompt) :] = prompt, True
     for g, (turn, start) in enumerate(turns):
       answers[p, g, : len(turn)] = turn
-      learned[p, g, start : len(turn)] = True
-  return SFTBatch(tokens, mask, answers, learned)
+      weights[p, g, :start] = FLAGS.request_weight
+      weights[p, g, start : len(turn)] = 1.0
+  return SFTBatch(tokens, mask, answers, weights)
 
 
 def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatch]:

@@ -24,13 +24,14 @@ class SFTBatch(NamedTuple):
     prompt_tokens: [P, S] int32.
     prompt_mask: [P, S] bool, real tokens; padding on either side.
     completion_tokens: [P, G, T] int32, padded on the right.
-    loss_mask: [P, G, T] bool, the tokens that are learned (the end-of-turn token among them).
+    loss_weights: [P, G, T] float32, how much each token counts in the loss: 1 on the answer (the
+      end-of-turn token among it), less on text around it that is learned on the side, 0 on padding.
   """
 
   prompt_tokens: jax.Array
   prompt_mask: jax.Array
   completion_tokens: jax.Array
-  loss_mask: jax.Array
+  loss_weights: jax.Array
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,22 @@ def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
 def sft_loss(
   policy: DecoderConfig, params: Params, batch: SFTBatch, *, remat: bool = False
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean negative log-likelihood of the learned tokens, in nats per token.
+  """Weighted mean negative log-likelihood, in nats per token.
 
   Returns:
-    The loss, float32 scalar, and metrics: `nll` (the same) and `accuracy` (the share of learned
-    tokens with a probability above one half).
+    The loss, float32 scalar, and two metrics over the tokens of weight 1: `nll`, and `accuracy`, the
+    share of them that have a probability above one half.
   """
   scores = completion_logprobs(
     policy, params, batch.prompt_tokens, batch.prompt_mask, batch.completion_tokens, remat=remat
   )
-  count = jnp.maximum(batch.loss_mask.sum(), 1)
-  nll = -jnp.sum(jnp.where(batch.loss_mask, scores.logp, 0.0)) / count
-  sure = jnp.sum(batch.loss_mask & (scores.logp > jnp.log(0.5))) / count
-  return nll, {"nll": nll, "accuracy": sure}
+  weighted = jnp.where(batch.loss_weights > 0, batch.loss_weights * scores.logp, 0.0)
+  loss = -jnp.sum(weighted) / jnp.maximum(batch.loss_weights.sum(), 1.0)
+  answer = batch.loss_weights == 1
+  count = jnp.maximum(answer.sum(), 1)
+  nll = -jnp.sum(jnp.where(answer, scores.logp, 0.0)) / count
+  sure = jnp.sum(answer & (scores.logp > jnp.log(0.5))) / count
+  return loss, {"nll": nll, "accuracy": sure}
 
 
 def make_sft_step(

@@ -81,7 +81,7 @@ def demonstrations(
     The tools on offer and the demonstrations.
   """
   rng = random.Random(f"{seed}:{index}")
-  tools = [_make_tool(rng, words) for _ in range(rng.choices((1, 2, 3), (40, 35, 25))[0])]
+  tools = [_make_tool(rng, words) for _ in range(rng.choices((1, 2, 3), (50, 35, 15))[0])]
   made = [_demonstrate(rng, words, tools) for _ in range(group)]
   return tuple(tool.spec for tool in tools), made
 

@@ -1,0 +1,112 @@
+"""The supervised loss against the forward pass, and what its optimizer does."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from grpo_jax.models import forward
+from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_loss, sft_optimizer
+
+
+@pytest.fixture
+def batch():
+  rng = np.random.default_rng(0)
+  learned = np.array([[[0, 1, 1, 1, 0], [1, 1, 0, 0, 0]], [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]])
+  return SFTBatch(
+    rng.integers(0, 67, (2, 4)).astype(np.int32),
+    np.array([[False, True, True, True], [True] * 4]),
+    rng.integers(0, 67, (2, 2, 5)).astype(np.int32),
+    learned.astype(np.float32),
+  )
+
+
+def test_loss_is_the_mean_over_the_learned_tokens(tiny, batch):
+  losses, sure = [], []
+  for p in range(2):
+    for g in range(2):
+      tokens = np.concatenate([batch.prompt_tokens[p], batch.completion_tokens[p, g]])[None]
+      seen = np.concatenate([batch.prompt_mask[p], np.ones(5, bool)])[None]
+      table = jax.nn.log_softmax(forward(*tiny, tokens, seen)[0, 3:-1])
+      logp = np.asarray(table)[np.arange(5), batch.completion_tokens[p, g]]
+      losses += list(-logp[batch.loss_weights[p, g] > 0])
+      sure += list(logp[batch.loss_weights[p, g] > 0] > np.log(0.5))
+  assert len(losses) == 7
+  loss, metrics = sft_loss(*tiny, batch)
+  assert float(loss) == pytest.approx(np.mean(losses), abs=1e-5)
+  assert float(metrics["nll"]) == float(loss)
+  assert float(metrics["accuracy"]) == pytest.approx(np.mean(sure), abs=1e-6)
+
+
+def test_what_follows_the_last_learned_token_does_not_matter(tiny, batch):
+  changed = batch.completion_tokens.copy()
+  changed[0, 0, 4], changed[0, 1, 2:], changed[1, 1] = 1, 2, 3
+  other = batch._replace(completion_tokens=changed)
+  assert float(sft_loss(*tiny, other)[0]) == pytest.approx(
+    float(sft_loss(*tiny, batch)[0]), abs=1e-6
+  )
+  nothing = batch._replace(loss_weights=np.zeros_like(batch.loss_weights))
+  assert float(sft_loss(*tiny, nothing)[0]) == 0
+
+
+def test_tokens_count_by_their_weight(tiny, batch):
+  one, two = np.zeros((2, 2, 2, 5), np.float32)
+  one[0, 0, 1] = two[1, 1, 3] = 1
+  first, second = (float(sft_loss(*tiny, batch._replace(loss_weights=w))[0]) for w in (one, two))
+  both = batch._replace(loss_weights=one + 0.25 * two)
+  assert float(sft_loss(*tiny, both)[0]) == pytest.approx((first + 0.25 * second) / 1.25, abs=1e-5)
+  assert float(sft_loss(*tiny, both)[1]["nll"]) == pytest.approx(first, abs=1e-5)
+
+
+def test_training_learns_the_learned_tokens_by_heart(tiny, batch):
+  config, params = tiny
+  cfg = SFTConfig(learning_rate=0.02, warmup_steps=3, total_steps=40)
+  tx = sft_optimizer(cfg)
+  step = make_sft_step(config, cfg, tx)
+  params = jax.tree.map(jnp.copy, params)  # the step takes its buffers
+  opt_state, found = tx.init(params), []
+  for _ in range(40):
+    params, opt_state, metrics = step(params, opt_state, batch)
+    found.append({name: float(value) for name, value in metrics.items()})
+  assert found[0]["nll"] > 2 and found[-1]["nll"] < 0.1 and found[-1]["accuracy"] == 1
+  assert found[0]["grad_norm"] > 0
+
+
+def test_learning_rate_warms_up_and_follows_one_cosine():
+  # Without weight decay Adam's update of a constant gradient is the learning rate.
+  cfg = SFTConfig(learning_rate=0.1, warmup_steps=4, total_steps=20, weight_decay=0.0)
+  tx = sft_optimizer(cfg)
+  params = {"kernel": jnp.zeros((1, 1))}
+  state, rates = tx.init(params), []
+  for _ in range(21):
+    updates, state = tx.update({"kernel": jnp.full((1, 1), 0.5)}, state, params)
+    rates.append(-float(updates["kernel"][0, 0]))
+  np.testing.assert_allclose(rates[:5], [0, 0.025, 0.05, 0.075, 0.1], atol=1e-6)
+  assert rates[12] == pytest.approx((0.1 + 0.005) / 2, abs=1e-6)  # half-way down the cosine
+  assert rates[20] == pytest.approx(0.005, abs=1e-6)
+  assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_only_matrices_decay_and_large_gradients_are_clipped():
+  cfg = SFTConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=1.0)
+  tx = sft_optimizer(cfg)
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2)}
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5, rtol=1e-6)
+  np.testing.assert_array_equal(updates["bias"], 0)
+  np.testing.assert_array_equal(updates["scale"], 0)
+  # Adam hides a constant factor; its first moment does not: 0.1 * 1 / 2 for four entries of norm 1.
+  large = {"kernel": jnp.full((2, 2), 100.0), "bias": jnp.zeros(2), "scale": jnp.zeros(2)}
+  _, state = tx.update(large, tx.init(params), params)
+  np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["kernel"], 0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"warmup_steps": 1000}, {"warmup_steps": -1}, {"learning_rate": 0.0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+  with pytest.raises(ValueError, match=next(iter(wrong))):
+    SFTConfig(**wrong)
