@@ -52,7 +52,7 @@ for _field in dataclasses.fields(RewardWeights):
   _define: Any = {"bool": flags.DEFINE_bool, "int": flags.DEFINE_integer}.get(
     str(_field.type), flags.DEFINE_float
   )
-  _define(f"reward_{_field.name}", _field.default, _field.metadata["help"])
+  _define(_field.name, _field.default, _field.metadata["help"])
 
 
 def main(argv: list[str]) -> int:
@@ -88,7 +88,7 @@ def _config() -> RewardConfig:
       judged=FLAGS.judged,
     )
   names = [field.name for field in dataclasses.fields(RewardWeights)]
-  numbers: dict[str, Any] = {name: FLAGS[f"reward_{name}"].value for name in names}
+  numbers: dict[str, Any] = {name: FLAGS[name].value for name in names}
   return RewardConfig(
     parse=FLAGS.parse,
     weights=RewardWeights(**numbers),

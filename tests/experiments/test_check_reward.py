@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_sound_reward_exits_with_zero(data):
-  done = check(data, "--reward_partial_execute=0.25")
+  done = check(data, "--partial_execute=0.25")
   assert done.returncode == 0, done.stderr
   assert "No holes found." in done.stdout
   assert "| execute | wrong value | slip | 24 | 0.250 | 0.250 |" in done.stdout
@@ -55,7 +55,7 @@ def test_holes_exit_with_one_and_are_written_as_json(data, tmp_path):
   ("flags", "said"),
   [
     (["--reward=best"], "expected one of tiered"),
-    (["--reward_exact=0.1"], "must not exceed exact"),
+    (["--exact=0.1"], "must not exceed exact"),
     (["--data=/nowhere.jsonl"], "/nowhere.jsonl"),
   ],
 )
