@@ -16,8 +16,8 @@ def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Row, list[Ro
   Args:
     summaries: by split, what `scores.summarise` returns.
   """
-  header = ("split", "behaviour", "tasks", "reward [95% interval]")
-  rows = []
+  header: Row = ("split", "behaviour", "tasks", "reward [95% interval]")
+  rows: list[Row] = []
   for split, summary in summaries.items():
     for label, found in _lines(summary):
       rows.append((split, label, str(found["n"]), _value(found["mean"], found["ci95"])))
@@ -36,11 +36,11 @@ def gain_rows(
     final: the same, after.
     comparisons: by split, what `scores.compare` returns; a split without one gets no difference.
   """
-  header = (
+  header: Row = (
     "split", "behaviour", "tasks", "before [95% interval]", "after [95% interval]",
     "difference [95%]", "relative gain [95%]",
   )  # fmt: skip
-  rows = []
+  rows: list[Row] = []
   for split in base:
     if split not in final:
       continue

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
@@ -61,7 +61,7 @@ class Tracking:
         raise ValueError(f"tracker {name!r}; expected one of {', '.join(TRACKERS)}")
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    openers = {"tensorboard": _TensorBoard, "mlflow": _MLflow}
+    openers: Mapping[str, Callable[..., Tracker]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow}
     self._trackers: dict[str, Tracker] = {
       name: openers[name](run_dir, start_step, config or {}) for name in dict.fromkeys(track)
     }

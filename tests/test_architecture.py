@@ -16,11 +16,21 @@ PACKAGE = ROOT / "grpo_jax"
 FLOORS = (
   {"types", "schema", "hub"},
   {"models", "text", "data", "rewards", "algorithms"},
-  {"sampling", "sharding", "checkpoints", "scores", "tables", "plots", "tracking", "rollout_log"},
+  {
+    "sampling",
+    "sharding",
+    "checkpoints",
+    "scores",
+    "tables",
+    "plots",
+    "tracking",
+    "rollout_log",
+    "grid",
+  },
   {"grpo", "sft", "evaluate", "report"},
   {"run_config"},
   {"run"},
-  {"training"},
+  {"training", "sweep"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"rewards", "schema", "data", "text", "hub", "scores", "tables", "plots", "report"}

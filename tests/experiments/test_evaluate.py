@@ -1,0 +1,75 @@
+"""The evaluation script: files, tables, comparison with an earlier evaluation, and refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from grpo_jax.data.jsonl import write_jsonl
+from grpo_jax.data.synthetic import generate
+from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "evaluate.py"
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A random policy of a few thousand parameters, and ten tasks."""
+  folder = tmp_path_factory.mktemp("evaluate")
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  bytes_only = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+  bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  bytes_only.decoder = decoders.ByteLevel()
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=bytes_only, chat_template=TEMPLATE, eos_token="<|end|>"
+  )
+  config = DecoderConfig(
+    vocab_size=257, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2,
+    num_kv_heads=1, head_dim=8, tie_embeddings=True,
+  )  # fmt: skip
+  params = init_params(config, jax.random.key(0))
+  save_pretrained(config, params, folder / "model", tokenizer=tokenizer)
+  write_jsonl(generate(0, "unseen", 10), folder / "tasks.jsonl")
+  return folder
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+  limits = ("--max_prompt_tokens=3000", "--max_completion_tokens=4", "--batch_prompts=10")
+  command = [sys.executable, str(SCRIPT), f"--model={folder / 'model'}", *limits, *flags]
+  return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folder):
+  data = f"--eval_data=mine={folder / 'tasks.jsonl'}"
+  first = run(folder, data, f"--out={folder / 'first'}")
+  assert first.returncode == 0, first.stderr
+  summaries = json.loads((folder / "first" / "eval.json").read_text())
+  assert summaries["mine"]["n"] == 10
+  rows = (folder / "first" / "mine.jsonl").read_text().splitlines()
+  assert [json.loads(row)["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(10)]
+  assert "mine   all" in first.stdout
+
+  # The earlier one is read, not made again: a better "before" shows as a loss.
+  better = [json.loads(row) | {"reward": 1.0} for row in rows]
+  (folder / "better").mkdir()
+  (folder / "better" / "eval.json").write_text(json.dumps(summaries))
+  write_jsonl(better, folder / "better" / "mine.jsonl")
+  second = run(folder, data, f"--out={folder / 'second'}", f"--compare_with={folder / 'better'}")
+  assert second.returncode == 0, second.stderr
+  lost = 1 - summaries["mine"]["reward_mean"]
+  assert f"-{lost:.3f}" in second.stdout and "relative gain" in second.stdout
+
+
+def test_script_refuses_what_it_cannot_read_in_one_sentence(folder):
+  done = run(folder, f"--out={folder / 'none'}", "--eval_data=tasks.jsonl")
+  assert done.returncode != 0
+  assert "error: --eval_data=tasks.jsonl; expected NAME=FILE" in done.stderr
+  assert "Traceback" not in done.stderr and not (folder / "none").exists()
