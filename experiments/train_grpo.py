@@ -16,7 +16,9 @@ from absl import app, flags
 
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.report import gain_table
-from grpo_jax.rewards import RewardConfig, RewardWeights
+from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
+from grpo_jax.rewards.combine import NORMALISATIONS
+from grpo_jax.rewards.judge import JUDGED
 from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.tables import as_text
@@ -47,6 +49,14 @@ for weight in dataclasses.fields(RewardWeights):
 flags.DEFINE_enum("parse", "strict", ["strict", "auto"], "which forms count as a tool call")
 flags.DEFINE_float("reward_on_error", 0.0, "reward of a completion on which a custom reward failed")
 flags.DEFINE_float("reward_time_limit", 5.0, "seconds for one call of a custom reward")
+flags.DEFINE_integer("reward_workers", 2, "processes for each custom reward")
+flags.DEFINE_enum(
+  "normalise", "none", NORMALISATIONS, "how each of several rewards is standardised before adding"
+)
+flags.DEFINE_string("judge_model", None, "model that judges, for the reward `judge`")
+flags.DEFINE_string("judge_url", None, "OpenAI-compatible endpoint, such as http://host:8000/v1")
+flags.DEFINE_string("judge_cache", None, "folder that keeps the judge's verdicts")
+flags.DEFINE_enum("judged", "texts", JUDGED, "what is judged: texts without a call, or all answers")
 flags.DEFINE_string("run_dir", "", "run folder; default: runs/<preset or grpo>-<time>")
 flags.DEFINE_integer("steps", D.steps, "GRPO steps")
 flags.DEFINE_integer("prompts_per_step", D.prompts_per_step, "prompts a step")
@@ -127,6 +137,14 @@ def run_config() -> RunConfig:
       )
     },
   )  # fmt: skip
+  judge = None
+  if FLAGS.judge_model:
+    judge = JudgeConfig(
+      model=FLAGS.judge_model,
+      base_url=FLAGS.judge_url,
+      cache_dir=FLAGS.judge_cache,
+      judged=FLAGS.judged,
+    )
   reward_config = RewardConfig(
     parse=FLAGS.parse,
     weights=RewardWeights(
@@ -135,6 +153,9 @@ def run_config() -> RunConfig:
     group_size=FLAGS.group_size,
     on_error=FLAGS.reward_on_error,
     time_limit=FLAGS.reward_time_limit,
+    workers=FLAGS.reward_workers,
+    normalise=FLAGS.normalise,
+    judge=judge,
   )
   stamp = time.strftime("%Y%m%d-%H%M%S")
   return RunConfig(

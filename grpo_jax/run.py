@@ -88,6 +88,7 @@ class Run:
         lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
       ),
     )  # fmt: skip
+    self._failures = 0
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
     self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
@@ -143,6 +144,7 @@ class Run:
 
     metrics = rollout_metrics(np.asarray(rollout.mask), rewards, breakdowns, self._is_cut(rollout))
     metrics |= found
+    metrics["rewards/failures"] = self._new_failures(reward)
     metrics["learning_rate"] = float(self.schedule(step + 1))
     write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
     ended = time.perf_counter()
@@ -170,6 +172,14 @@ class Run:
     breakdowns = reward.score_batch(texts, [task for task in tasks for _ in range(group)])
     totals = np.asarray([found.total for found in breakdowns], np.float32)
     return texts, breakdowns, totals.reshape(prompts, group)
+
+  def _new_failures(self, reward: Reward) -> int:
+    """How many completions of this step could not be scored; the first failure is shown."""
+    total = sum(reward.failures().values())
+    new, self._failures = total - self._failures, total
+    if new and new == total:
+      log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
+    return new
 
   def _padded(self, prompts: Sequence[Sequence[int]]) -> Prompts:
     length = bucket_length(max(map(len, prompts)), LENGTH_BUCKETS)

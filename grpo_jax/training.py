@@ -62,8 +62,6 @@ def train(config: RunConfig) -> Path:
         if done % config.checkpoint_every == 0 or done == config.steps:
           checkpoints.save(state, {"num_tokens": tokens})
     evaluate_all(run, "final", state.params, reward)
-    if reward.failures():
-      log.warning("rewards that failed: %s\n%s", reward.failures(), reward.first_traceback)
   save_pretrained(run.policy, state.params, run.dir / "model", tokenizer=run.tokenizer)
   write_report(run.dir)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
