@@ -1,0 +1,32 @@
+"""What several test files share: one tiny decoder whose every parameter matters."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """A float32 decoder (2 layers, width 32, 4 query heads on 2 key/value heads, 67 tokens) and its
+  parameters: kernels scaled by their fan-in, so that its distributions are far from uniform, and
+  random biases and norms, so that none of them can be left out unseen.
+  """
+  import jax
+
+  from grpo_jax.models import DecoderConfig, init_params
+
+  config = DecoderConfig(67, 32, 48, 2, 4, 2, 8)
+  shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  keys = iter(jax.random.split(jax.random.key(7), len(jax.tree.leaves(shapes))))
+
+  def draw(path, leaf):
+    noise = jax.random.normal(next(keys), leaf.shape)
+    if path[-1].key == "scale":
+      return 0.8 + 0.3 * noise
+    if path[-1].key == "bias":
+      return 0.3 * noise
+    # Head: wide enough for peaked distributions. Embedding rows have length about one an entry.
+    scale = {"embed": 1.0, "head": 2.0 * leaf.shape[0] ** -0.5}.get(path[0].key)
+    return (leaf.shape[0] ** -0.5 if scale is None else scale) * noise
+
+  return config, jax.tree_util.tree_map_with_path(draw, shapes)

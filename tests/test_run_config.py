@@ -1,0 +1,98 @@
+"""Settings that contradict each other, the plan in words, and the record of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from grpo_jax.grpo import GRPOConfig
+from grpo_jax.rewards import RewardConfig
+from grpo_jax.run_config import FREE, RunConfig, changed_settings, run_record
+from grpo_jax.sampling import SamplingConfig
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"steps": 0}, r"--steps=0 must be at least 1"),
+    ({"prompts_per_step": 0}, r"--prompts_per_step=0 must be at least 1"),
+    ({"max_prompt_tokens": 0}, r"--max_prompt_tokens=0"),
+    ({"checkpoint_every": 0}, r"--checkpoint_every=0"),
+    ({"learning_rate": 0.0}, r"--learning_rate and --clip_norm must be positive"),
+    ({"weight_decay": -1.0}, r"--weight_decay not below 0"),
+    ({"seed": -1}, r"--seed must not be negative"),
+    ({"eval_every": -1}, r"--eval_every"),
+    (
+      {"prompts_per_step": 8, "grpo": GRPOConfig(minibatches=3)},
+      r"--minibatches=3 does not divide --prompts_per_step=8",
+    ),
+    (
+      {"prompts_per_step": 8, "grpo": GRPOConfig(micro_batch_prompts=3)},
+      r"--micro_batch_prompts=3 does not divide the 8 prompts",
+    ),
+    (
+      {"prompts_per_step": 8, "grpo": GRPOConfig(minibatches=2, micro_batch_prompts=8)},
+      r"--micro_batch_prompts=8 does not divide the 4 prompts",
+    ),
+    ({"mesh": "model:2"}, r"--mesh=model:2"),
+    ({"dtype": "int8"}, r"--dtype=int8; expected one of float32, bfloat16"),
+    ({"resume": "always"}, r"--resume=always; expected one of auto, never"),
+  ],
+)
+def test_settings_that_contradict_each_other_are_one_sentence(settings, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    RunConfig(run_dir="runs/x", **settings)
+  assert "\n" not in str(caught.value)
+
+
+def test_the_plan_says_what_a_batch_is():
+  grpo = GRPOConfig(
+    sampling=SamplingConfig(group_size=8, max_tokens=64),
+    inner_updates=2,
+    minibatches=3,
+    micro_batch_prompts=2,
+  )
+  config = RunConfig(run_dir="", steps=50, prompts_per_step=12, grpo=grpo)
+  assert config.plan() == (
+    "50 steps of 12 prompts x 8 candidates = 96 completions of up to 64 tokens; "
+    "6 optimizer step(s) on each batch, 2 prompts (16 completions) in a backward pass"
+  )
+
+
+def test_the_record_holds_what_a_rerun_needs():
+  config = RunConfig(run_dir="runs/x", seed=5, grpo=GRPOConfig(clip_high=0.3))
+  record = json.loads(json.dumps(run_record(config, {"train": "abc"})))
+  for field in dataclasses.fields(RunConfig):
+    assert field.name in record
+  assert record["seed"] == 5 and record["grpo"]["clip_high"] == 0.3
+  assert record["grpo"]["sampling"]["group_size"] == 8
+  assert record["data_sha256"] == {"train": "abc"}
+  assert record["packages"]["jax"] == jax.__version__
+  assert record["devices"][0].startswith(jax.devices()[0].platform)
+
+
+def test_a_folder_belongs_to_a_run_with_the_same_numbers():
+  config = RunConfig(run_dir="runs/x")
+  old = json.loads(json.dumps(run_record(config, {"train": "abc"})))
+  assert changed_settings(old, run_record(config, {"train": "abc"})) == []
+
+  moved = dataclasses.replace(
+    config, run_dir="runs/y", steps=7, checkpoint_every=3, keep_checkpoints=9, resume="never",
+    track=("mlflow",), mesh="fsdp:-1",
+  )  # fmt: skip
+  assert set(FREE) == {f for f in FREE if getattr(moved, f) != getattr(config, f)}
+  assert changed_settings(old, run_record(moved, {"train": "abc"})) == []
+
+  for changes in (
+    {"seed": 1}, {"learning_rate": 2e-6}, {"reward": "binary"}, {"dtype": "bfloat16"},
+    {"grpo": GRPOConfig(kl_weight=0.1)}, {"reward_config": RewardConfig(parse="auto")},
+    {"eval_data": (("unseen", "synthetic:unseen"),)}, {"prompts_per_step": 4},
+  ):  # fmt: skip
+    other = run_record(dataclasses.replace(config, **changes), {"train": "abc"})
+    (found,) = changed_settings(old, other)
+    assert found.startswith(f"{next(iter(changes))} (") and " then, " in found
+  (found,) = changed_settings(old, run_record(config, {"train": "xyz"}))
+  assert found == 'data_sha256 ({"train": "abc"} then, {"train": "xyz"} now)'
