@@ -303,7 +303,7 @@ def completion_hidden(
   hidden, _, _ = _trunk(config, params, tokens, row, remat=remat)
   first = _last_real(hidden[:, : prompt_tokens.shape[1]], prompt_mask)
   first = jnp.broadcast_to(first[:, None, None], (prompts, group, 1, first.shape[-1]))
-  rest = hidden[:, prompt_tokens.shape[1] :].reshape(prompts, group, length - 1, -1)
+  rest = hidden[:, prompt_tokens.shape[1] :].reshape(prompts, group, length - 1, hidden.shape[-1])
   return jnp.concatenate([first, rest], axis=2)
 
 
