@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jsonschema
 import numpy as np
 from absl import app, flags
@@ -33,6 +34,7 @@ from grpo_jax.models import (
   prefill,
 )
 from grpo_jax.rewards import PARSE_ERRORS, PARSE_MODES, parse
+from grpo_jax.rewards.parser import ParseMode
 from grpo_jax.sampling import LENGTH_BUCKETS, SamplingConfig, draw
 from grpo_jax.schema import ToolCall, ToolSpec
 from grpo_jax.text import load_tokenizer, render_messages, stop_token_ids
@@ -76,7 +78,8 @@ def stream(
   length = bucket_length(len(prompt), LENGTH_BUCKETS)
   tokens, mask = pad_prompts([prompt], length, cfg.pad_id)
   token, cache = first_token(policy, params, tokens, mask, key, cfg)
-  own = empty_completion_cache(policy, 1, 1, cfg.max_tokens)
+  # Copies, because the empty cache is one buffer under many names, which cannot be donated twice.
+  own = jax.tree.map(jnp.copy, empty_completion_cache(policy, 1, 1, cfg.max_tokens))
   for step in range(cfg.max_tokens):
     yield int(token[0, 0])
     if int(token[0, 0]) in cfg.stop_ids:
@@ -112,7 +115,7 @@ def faults_of(call: ToolCall, tools: Sequence[ToolSpec]) -> list[str]:
   return found + [f"{name!r} is not an argument of {call.name}" for name in unknown]
 
 
-def verdict(answer: str, tools: Sequence[ToolSpec], mode: str) -> list[str]:
+def verdict(answer: str, tools: Sequence[ToolSpec], mode: ParseMode) -> list[str]:
   """The calls in an answer, one line each with its validity, or why there are none."""
   parsed = parse(answer, mode)
   if not parsed.attempted:

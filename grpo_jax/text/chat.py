@@ -69,7 +69,7 @@ def supports_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _apply(
   tokenizer: PreTrainedTokenizerBase,
   chat: list[dict[str, Any]],
-  schemas: list[dict[str, Any]],
+  schemas: list[Any],
   add_generation_prompt: bool,
 ) -> str:
   import jinja2
@@ -80,7 +80,7 @@ def _apply(
       "a chat_template.jinja into its folder"
     )
   try:
-    return tokenizer.apply_chat_template(
+    text = tokenizer.apply_chat_template(
       chat,
       tools=schemas or None,
       add_generation_prompt=add_generation_prompt,
@@ -90,6 +90,7 @@ def _apply(
     raise ValueError(
       f"the chat template of {tokenizer.name_or_path} refuses these messages: {error}"
     ) from error
+  return str(text)
 
 
 def _with_tools_in_system(

@@ -71,6 +71,5 @@ def completion_text(
   writes them where they do not belong must not be scored as if it had not.
   """
   end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-  return tokenizer.decode(
-    list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-  )
+  kept = list(ids[:end])
+  return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))

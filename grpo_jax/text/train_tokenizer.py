@@ -95,5 +95,7 @@ def _pre_tokenizer(*, split_lead: bool) -> pre_tokenizers.PreTokenizer:
   steps = [pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated")]
   if split_lead:
     steps.append(pre_tokenizers.Split(Regex(r"^[^\p{L}\p{N}](?=\p{L})"), behavior="isolated"))
-  steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False))
+  steps.append(
+    pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+  )
   return pre_tokenizers.Sequence(steps)

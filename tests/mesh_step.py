@@ -1,0 +1,107 @@
+"""One GRPO step on several meshes of 8 CPU devices, for `test_sharding.py`, which runs this file.
+
+The number of devices is settled when JAX starts, so this needs a process of its own:
+
+    python mesh_step.py OUT.npz CHECKPOINTS MESH...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.grpo import GRPOConfig, make_batch, step_key, update
+from grpo_jax.models import DecoderConfig, init_params
+from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
+from grpo_jax.types import Prompts, TrainState
+
+CONFIG = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
+SAMPLING = SamplingConfig(group_size=2, max_tokens=5, stop_ids=(1, 2, 3, 4, 5))
+CFG = GRPOConfig(sampling=SAMPLING, kl_weight=0.1, micro_batch_prompts=4)
+TX = optax.sgd(1.0, momentum=0.9)  # after one step the momentum is the gradient
+
+
+def first_state(mesh) -> TrainState:
+  """The state that every mesh starts from, placed on it."""
+  params = jax.tree.map(
+    lambda x: 10 * x if x.ndim > 1 else x, init_params(CONFIG, jax.random.key(0))
+  )
+  state = TrainState(params, TX.init(params), jnp.int32(0), jax.random.key(1))
+  return jax.device_put(state, state_shardings(CONFIG, mesh, state))
+
+
+def step_on(mesh):
+  """Samples, rewards and updates as `training.py` does; returns the state and its numbers."""
+  state = first_state(mesh)
+  reference = jax.tree.map(lambda x: 0.9 * x, state.params)
+  rng = np.random.default_rng(0)
+  mask = np.arange(6) >= rng.integers(0, 5, (8, 1))
+  prompts = Prompts(
+    rng.integers(0, 64, (8, 6)).astype(np.int32), mask, np.arange(8, dtype=np.int32)
+  )
+  prompts = jax.device_put(prompts, batch_sharding(mesh))
+
+  @jax.jit
+  def sample(params, prompts, key):
+    return sample_groups(CONFIG, params, prompts, key, SAMPLING)
+
+  @jax.jit
+  def learn(state, reference, rollout, rewards):
+    batch = make_batch(rollout, rewards, reference, policy=CONFIG, cfg=CFG)
+    state, metrics = update(state, batch, policy=CONFIG, tx=TX, cfg=CFG)
+    return jax.lax.with_sharding_constraint(state, state_shardings(CONFIG, mesh, state)), metrics
+
+  rollout = sample(state.params, prompts, step_key(state))
+  tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+  rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
+  return state, rollout, *learn(state, reference, rollout, rewards.astype(np.float32))
+
+
+def share_on_a_device(array) -> float:
+  """The share of an array that the first device holds."""
+  return array.addressable_shards[0].data.size / array.size
+
+
+def main(out: str, folder: str, *meshes: str) -> None:
+  found = {}
+  with Checkpoints(folder) as checkpoints:
+    for text in meshes:
+      mesh = make_mesh(text)
+      before, rollout, state, metrics = step_on(mesh)
+      gradient = state.opt_state[0].trace
+      numbers = {
+        "tokens": rollout.tokens,
+        "logp": rollout.logp,
+        "gradient": ravel_pytree(jax.device_get(gradient))[0],
+        "params": ravel_pytree(jax.device_get(state.params))[0],
+        "metrics": np.array([float(metrics[name]) for name in sorted(metrics)]),
+        "shares": [
+          share_on_a_device(tree["layers_1"]["gate"]["kernel"])
+          for tree in (before.params, state.params, gradient)
+        ],
+        "prompt_share": share_on_a_device(rollout.prompts.tokens),
+      }
+      # A checkpoint of one mesh (the first) is read on every other.
+      if text == meshes[0]:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+      restored, _ = checkpoints.restore(1, first_state(mesh))
+      numbers["restored"] = ravel_pytree(jax.device_get(restored.params))[0]
+      numbers["restored_share"] = share_on_a_device(restored.params["layers_1"]["gate"]["kernel"])
+      found |= {f"{text}/{name}": np.asarray(value) for name, value in numbers.items()}
+  np.savez(out, **found)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

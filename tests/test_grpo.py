@@ -1,0 +1,281 @@
+"""The step: gradients, micro-batches, inner updates and the corner cases of a group."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from grpo_jax.algorithms import group_advantages
+from grpo_jax.grpo import GRPOConfig, grpo_step, make_batch, policy_gradient, step_key, update
+from grpo_jax.models import completion_logprobs, forward
+from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
+
+SAMPLING = SamplingConfig(group_size=4, max_tokens=6, stop_ids=tuple(range(0, 67, 4)), pad_id=1)
+BASE = GRPOConfig(sampling=SAMPLING)
+TX = optax.sgd(0.5)
+gradient = jax.jit(policy_gradient, static_argnames=("policy", "cfg"))
+learn = jax.jit(update, static_argnames=("policy", "tx", "cfg"))
+
+
+def prompts():
+  rng = np.random.default_rng(0)
+  mask = np.arange(7) >= 7 - np.array([3, 7, 5, 1])[:, None]
+  return Prompts(rng.integers(0, 67, (4, 7)).astype(np.int32), mask, np.arange(4))
+
+
+def even_share(rollout: Rollout) -> jax.Array:
+  """A reward of jnp operations: the share of a completion's tokens that are even."""
+  even = rollout.mask & (rollout.tokens % 2 == 0)
+  return even.sum(-1) / rollout.mask.sum(-1)
+
+
+def start(params, tx=TX) -> TrainState:
+  return TrainState(params, tx.init(params), jnp.int32(3), jax.random.key(1))
+
+
+def assert_trees_close(found, wanted, relative):
+  def check(path, a, b):
+    scale = np.abs(b).max()
+    np.testing.assert_allclose(a, b, atol=relative * scale + 1e-12, rtol=0, err_msg=str(path))
+
+  jax.tree_util.tree_map_with_path(check, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def rollout(tiny):
+  sample = jax.jit(sample_groups, static_argnums=(0, 4))
+  rollout = jax.tree.map(np.asarray, sample(*tiny, prompts(), jax.random.key(0), SAMPLING))
+  lengths = rollout.mask.sum(-1)
+  assert lengths.min() == 1 and lengths.max() == 6  # first-token stops and cut ones are in it
+  return rollout
+
+
+@pytest.fixture(scope="module")
+def off_policy(tiny, rollout):
+  """A batch whose ratios lie on both sides of the clip, and a reference of its own."""
+  noise = np.random.default_rng(1).normal(size=(2, *rollout.logp.shape)).astype(np.float32)
+  old = rollout._replace(logp=rollout.logp + 0.3 * noise[0])
+  advantages = group_advantages(even_share(rollout))
+  return GRPOBatch(old, advantages, rollout.logp + 0.3 * noise[1])
+
+
+def test_gradient_equals_the_repeated_layout_written_out(tiny, rollout):
+  config, params = tiny
+  batch = GRPOBatch(rollout, group_advantages(even_share(rollout)))
+  found, metrics = gradient(params, batch, policy=config, cfg=BASE)
+  tokens = np.concatenate(
+    [np.repeat(rollout.prompts.tokens, 4, 0), rollout.tokens.reshape(16, 6)], 1
+  )
+  seen = np.concatenate([np.repeat(rollout.prompts.mask, 4, 0), np.ones((16, 6), bool)], axis=1)
+  kept = rollout.mask.reshape(16, 6)
+
+  def by_hand(params):
+    # On-policy, the gradient of eq. 3 is that of -mean_i A_i * mean_t log pi(o_t).
+    table = jax.nn.log_softmax(forward(config, params, tokens, seen)[:, 6:-1])
+    logp = jnp.take_along_axis(table, tokens[:, 7:, None], axis=-1)[..., 0]
+    means = jnp.sum(jnp.where(kept, logp, 0), axis=1) / kept.sum(1)
+    return -jnp.mean(batch.advantages.reshape(16) * means)
+
+  assert_trees_close(found, jax.jit(jax.grad(by_hand))(params), 1e-4)
+  assert float(metrics["loss"]) == pytest.approx(-float(batch.advantages.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+def test_micro_batches_equal_one_batch(tiny, off_policy, aggregation):
+  config, params = tiny
+  cfg = dataclasses.replace(BASE, kl_weight=0.1, aggregation=aggregation)
+  wanted, metrics = gradient(params, off_policy, policy=config, cfg=cfg)
+  assert float(metrics["clip_ratio/low_mean"]) > 0 and float(metrics["clip_ratio/high_mean"]) > 0
+  for micro in (1, 2):
+    cut = dataclasses.replace(cfg, micro_batch_prompts=micro)
+    found, other = gradient(params, off_policy, policy=config, cfg=cut)
+    assert_trees_close(found, wanted, 1e-5)
+    assert other.keys() == metrics.keys()
+    for name in metrics:
+      assert float(other[name]) == pytest.approx(float(metrics[name]), abs=1e-5), name
+
+
+def test_rematerialisation_changes_nothing(tiny, off_policy):
+  config, params = tiny
+  found, _ = gradient(params, off_policy, policy=config, cfg=dataclasses.replace(BASE, remat=True))
+  assert_trees_close(found, gradient(params, off_policy, policy=config, cfg=BASE)[0], 1e-5)
+
+
+def test_metrics_on_policy_are_those_of_no_change(tiny, rollout):
+  config, params = tiny
+  batch = make_batch(rollout, even_share(rollout), None, policy=config, cfg=BASE)
+  metrics = {k: float(v) for k, v in gradient(params, batch, policy=config, cfg=BASE)[1].items()}
+  for name in ("min", "mean", "max"):
+    assert metrics[f"sampling/importance_sampling_ratio/{name}"] == pytest.approx(1, abs=1e-5)
+  assert 0 <= metrics["sampling/sampling_logp_difference/mean"] <= 1e-5
+  assert metrics["sampling/sampling_logp_difference/max"] <= 1e-5
+  assert metrics["clip_ratio/region_mean"] == 0 and "kl" not in metrics
+  scores = completion_logprobs(
+    config, params, rollout.prompts.tokens, rollout.prompts.mask, rollout.tokens
+  )
+  assert metrics["entropy"] == pytest.approx(float(scores.entropy[rollout.mask].mean()), abs=1e-5)
+
+
+def test_a_stop_token_that_comes_first_is_learned(tiny):
+  config, params = tiny
+  one = Prompts(np.array([[5, 6, 7]], np.int32), np.ones((1, 3), bool), np.arange(1))
+  mask = np.array([[[True, False, False], [True, True, True]]])
+
+  def batch(padding):
+    tokens = np.array([[[0, padding, padding], [9, 10, 0]]], np.int32)
+    logp = completion_logprobs(config, params, one.tokens, one.mask, tokens).logp
+    rollout = Rollout(one, tokens, mask, jnp.where(mask, logp, 0), jnp.where(mask, logp, 0))
+    return GRPOBatch(rollout, jnp.array([[1.0, -1.0]]))
+
+  after, metrics = learn(start(params), batch(1), policy=config, tx=TX, cfg=BASE)
+  assert all(np.isfinite(float(x)) for x in metrics.values())
+  score = lambda p: (
+    completion_logprobs(config, p, one.tokens, one.mask, batch(1).rollout.tokens).logp
+  )
+  before, now = score(params), score(after.params)
+  assert float(now[0, 0, 0]) > float(before[0, 0, 0]) + 0.05  # the lone stop token was rewarded
+  assert float(now[0, 1].sum()) < float(before[0, 1].sum())
+  # It is the whole completion: what stands behind it has no part in anything.
+  other, _ = learn(start(params), batch(66), policy=config, tx=TX, cfg=BASE)
+  assert_trees_close(other.params, after.params, 1e-6)
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_equal_rewards_change_nothing(tiny, rollout, scale):
+  config, params = tiny
+  cfg = dataclasses.replace(BASE, advantage=scale)
+  rewards = jnp.broadcast_to(jnp.array([0.0, 0.7, 1.0, 0.1 + 0.2])[:, None], (4, 4))
+  batch = make_batch(rollout, rewards, None, policy=config, cfg=cfg)
+  np.testing.assert_array_equal(batch.advantages, 0.0)
+  after, metrics = learn(start(params), batch, policy=config, tx=TX, cfg=cfg)
+  assert float(metrics["grad_norm"]) == 0 and float(metrics["loss"]) == 0
+  assert all(np.isfinite(float(x)) for x in metrics.values())
+  jax.tree.map(np.testing.assert_array_equal, after.params, params)
+
+
+def test_minibatches_and_inner_updates_are_steps_one_after_another(tiny, off_policy):
+  config, params = tiny
+  tx = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda count: -0.2 / (1 + count)))
+  cfg = dataclasses.replace(BASE, inner_updates=2, minibatches=2)
+  found, metrics = learn(start(params, tx), off_policy, policy=config, tx=tx, cfg=cfg)
+  state, steps = start(params, tx), []
+  halves = [jax.tree.map(lambda x: x[:2], off_policy), jax.tree.map(lambda x: x[2:], off_policy)]
+  for half in halves * 2:  # pi_old stays what it was
+    state, one = learn(state, half, policy=config, tx=tx, cfg=BASE)
+    steps.append(one)
+  assert_trees_close(found.params, state.params, 1e-5)
+  reductions = {
+    "sampling/importance_sampling_ratio/min": min,
+    "sampling/importance_sampling_ratio/max": max,
+    "sampling/sampling_logp_difference/max": max,
+  }
+  for name, value in metrics.items():
+    values = [float(one[name]) for one in steps]
+    assert float(value) == pytest.approx(reductions.get(name, np.mean)(values), rel=1e-3), name
+  assert int(found.step) == 4 and int(found.opt_state[1].count) == 4
+
+
+def test_a_second_pass_sees_the_policy_that_the_first_left(tiny, rollout):
+  config, params = tiny
+  cfg = dataclasses.replace(BASE, inner_updates=3)
+  batch = make_batch(rollout, even_share(rollout), None, policy=config, cfg=cfg)
+  _, metrics = learn(start(params), batch, policy=config, tx=TX, cfg=cfg)
+  assert float(metrics["sampling/importance_sampling_ratio/max"]) > 1.05
+  assert float(metrics["sampling/importance_sampling_ratio/min"]) < 0.95
+
+
+def test_reference_log_probs_are_the_references(tiny, rollout):
+  config, params = tiny
+  reference = jax.tree.map(lambda x: 0.9 * x, params)
+  prompts_, rewards = rollout.prompts, even_share(rollout)
+  wanted = completion_logprobs(
+    config, reference, prompts_.tokens, prompts_.mask, rollout.tokens
+  ).logp
+  for micro in (0, 2):
+    cfg = dataclasses.replace(BASE, kl_weight=0.1, micro_batch_prompts=micro)
+    batch = make_batch(rollout, rewards, reference, policy=config, cfg=cfg)
+    np.testing.assert_allclose(batch.ref_logp, wanted, atol=1e-5)
+  metrics = gradient(params, batch, policy=config, cfg=cfg)[1]
+  difference = (np.asarray(wanted) - rollout.logp)[rollout.mask]
+  k3 = np.exp(difference) - difference - 1
+  assert float(metrics["kl"]) == pytest.approx(k3.mean(), rel=1e-3) and k3.mean() > 0.01
+  with pytest.raises(ValueError, match="a reference policy is needed"):
+    make_batch(rollout, rewards, None, policy=config, cfg=cfg)
+  assert make_batch(rollout, rewards, params, policy=config, cfg=BASE).ref_logp is None
+
+
+def test_the_whole_step_under_one_jit_equals_its_two_halves(tiny):
+  config, params = tiny
+  cfg = dataclasses.replace(BASE, kl_weight=0.1, micro_batch_prompts=2)
+  reference = jax.tree.map(lambda x: 0.9 * x, params)
+  state = start(params)
+  step = jax.jit(lambda s, r, p: grpo_step(s, r, p, even_share, policy=config, tx=TX, cfg=cfg))
+  whole, metrics = step(state, reference, prompts())
+
+  rollout = jax.jit(sample_groups, static_argnums=(0, 4))(
+    config, params, prompts(), step_key(state), SAMPLING
+  )
+  batch = make_batch(rollout, even_share(rollout), reference, policy=config, cfg=cfg)
+  halves, wanted = learn(state, batch, policy=config, tx=TX, cfg=cfg)
+  assert_trees_close(whole.params, halves.params, 1e-5)
+  assert metrics.keys() == wanted.keys()
+  assert (int(whole.step), whole.key) == (4, state.key)
+  # The next step's samples have a key of their own.
+  assert step_key(whole) != step_key(state)
+
+
+def test_the_reward_rises(tiny):
+  config, params = tiny
+  tx = optax.adam(0.01)
+  sampling = SamplingConfig(group_size=8, max_tokens=6)
+  cfg = GRPOConfig(sampling=sampling)
+  state, rewards = start(params, tx), []
+
+  @jax.jit
+  def step(state):
+    rewarded = {}
+
+    def reward(rollout):
+      rewarded["mean"] = even_share(rollout)
+      return rewarded["mean"]
+
+    state, _ = grpo_step(state, None, prompts(), reward, policy=config, tx=tx, cfg=cfg)
+    return state, rewarded["mean"].mean()
+
+  for _ in range(25):
+    state, reward = step(state)
+    rewards.append(float(reward))
+  assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ({"sampling": SamplingConfig(group_size=1)}, "group_size must be at least 2"),
+    ({"clip_low": 1.0}, r"clip_low must lie in \(0, 1\)"),
+    ({"clip_high": 0.0}, "clip_high must be positive"),
+    ({"kl_weight": -0.1}, "kl_weight must not be negative"),
+    ({"inner_updates": 0}, "inner_updates"),
+    ({"minibatches": 0}, "minibatches"),
+    ({"micro_batch_prompts": -1}, "micro_batch_prompts"),
+  ],
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    GRPOConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"minibatches": 3}, {"micro_batch_prompts": 3}, {"micro_batch_prompts": 8}]
+)
+def test_parts_that_do_not_divide_the_prompts_are_refused(tiny, off_policy, wrong):
+  config, params = tiny
+  cfg = dataclasses.replace(BASE, **wrong)
+  with pytest.raises(ValueError, match="4 prompts cannot be cut"):
+    update(start(params), off_policy, policy=config, tx=TX, cfg=cfg)
