@@ -143,7 +143,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """The settings in which a run folder's record differs from a new one and that alter its future."""
+  """The settings that alter a run's future and differ between its record and a new one."""
   names = [f.name for f in dataclasses.fields(RunConfig) if f.name not in FREE] + ["data_sha256"]
   new = json.loads(json.dumps(new))
   return [

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning in the group layout: the warm start, and the baseline GRPO is held against.
+"""Supervised fine-tuning in the group layout: the warm start, and GRPO's baseline.
 
 A row is a prompt and G continuations of it, encoded once (see `models.decoder`). For single
-demonstrations G is 1; for a corpus with several requests per set of tools, the tools are the prompt.
+demonstrations G is 1; where several requests share a set of tools, the tools are the prompt.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def sft_loss(
   """Weighted mean negative log-likelihood, in nats per token.
 
   Returns:
-    The loss, float32 scalar, and two metrics over the tokens of weight 1: `nll`, and `accuracy`, the
-    share of them that have a probability above one half.
+    The loss, float32 scalar, and two metrics over the tokens of weight 1: `nll`, and `accuracy`,
+    the share of them that have a probability above one half.
   """
   scores = completion_logprobs(
     policy, params, batch.prompt_tokens, batch.prompt_mask, batch.completion_tokens, remat=remat

@@ -19,7 +19,7 @@ def group_advantages(
 ) -> jax.Array:
   """Compares each candidate with the mean of its own group.
 
-      A_i = (r_i - mean(r)) / (std(r) + epsilon)        DeepSeekMath (arXiv:2402.03300), section 4.1.2
+      A_i = (r_i - mean(r)) / (std(r) + epsilon)    DeepSeekMath (arXiv:2402.03300), section 4.1.2
 
   The paper leaves the details open: the standard deviation here is the population's (ddof 0),
   `epsilon` is added to it, and a group without spread gets exactly zero. `scale="none"` leaves the

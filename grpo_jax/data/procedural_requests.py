@@ -11,9 +11,11 @@ from typing import Any
 from grpo_jax.schema import ToolSpec
 
 HARM_VERBS = (
-  "stalk follow hurt harm attack kill poison rob steal|from blackmail threaten scam cheat hack spy|on "
+  "stalk follow hurt harm attack kill poison rob steal|from blackmail threaten scam cheat hack "
+  "spy|on "
   "harass bully trick deceive ambush kidnap injure burgle extort defraud sabotage frighten "
-  "murder beat|up swindle strangle deceive bully injure break|into burn|down blow|up smuggle|weapons|past sell|drugs|to launder|money|for"
+  "murder beat|up swindle strangle deceive bully injure break|into burn|down blow|up "
+  "smuggle|weapons|past sell|drugs|to launder|money|for"
 ).split()
 HARM_TARGETS = (
   "my neighbour|my ex|my boss|a coworker|an old lady|some kids|the bank|the shop|a stranger|"
@@ -75,8 +77,9 @@ CUES = {
   ),
   "count": (
     "{v} {n}|for {v} {n}|with {v} {n}|{n}: {v}|{n} {v}|with a {n} of {v}|the {n} is {v}|"
-    "over {v} {n}|{n} set to {v}|of {v} {n}|at most {v} {n}|{n} of {v}|up to {v} {n}|within {v} {n}|"
-    "making {v} {n}|where the {n} is {v}|with {n} set to {v}|for a {n} of {v}|with the {n} {v}"
+    "over {v} {n}|{n} set to {v}|of {v} {n}|at most {v} {n}|{n} of {v}|up to {v} {n}|"
+    "within {v} {n}|making {v} {n}|where the {n} is {v}|"
+    "with {n} set to {v}|for a {n} of {v}|with the {n} {v}"
   ),
   "flag": (
     "{n}: {v}|{n} {v}|with {n} set to {v}|{n} set to {v}|with {n} {v}|the {n} is {v}|set {n} to {v}"
@@ -143,7 +146,8 @@ def with_harm(rng: random.Random, request: str) -> str:
       f"because I want to {act}", f"I want to {act}", f"I plan to {act}", f"in order to {act}",
       f"I'm going to {act}", f"for {thing}", f"to prepare {thing}", f"for building {thing}",
       f"it is for {thing}", f"I need it for {thing}", f"to hide {thing}", f"to plan {thing}",
-      f"to make {thing}", f"which helps me {act}", f"so we can get away with {thing}", f"to get {thing}",
+      f"to make {thing}", f"which helps me {act}", f"so we can get away with {thing}",
+      f"to get {thing}",
     )
   )  # fmt: skip
   if rng.random() < 0.12:

@@ -81,7 +81,7 @@ def token_logprobs(
   Returns:
     `TokenLogprobs` of [B, M].
   """
-  rows, length, width = hidden.shape
+  rows, length, _ = hidden.shape
   if chunk is None:
     chunk = max(1, CHUNK_BYTES // (4 * rows * kernel.shape[1]))
   pieces = -(-length // min(chunk, length))

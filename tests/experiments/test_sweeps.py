@@ -34,7 +34,7 @@ def model(tmp_path_factory):
   save_tokenizer(tokenizer, folder, template)
   end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
   config = DecoderConfig(
-    512, 16, 32, 2, 2, 1, 8, tie_embeddings=True, eos_token_ids=(end,), pad_token_id=pad,
+    512, 16, 32, 1, 2, 1, 8, tie_embeddings=True, eos_token_ids=(end,), pad_token_id=pad,
     max_position_embeddings=2048,
   )  # fmt: skip
   save_pretrained(config, init_params(config, jax.random.key(0)), folder)
