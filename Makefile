@@ -9,7 +9,7 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/n
   ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
 VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
   'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
-ifneq ($(filter train test slow fuzz lint,$(MAKECMDGOALS)),)
+ifneq ($(filter train test test-slow fuzz lint,$(MAKECMDGOALS)),)
   $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
 endif
 
@@ -26,11 +26,11 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1
 
-.PHONY: help train test slow fuzz lint clean
+.PHONY: help train test test-slow fuzz lint clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 	@echo "variables: PYTHON=$(PYTHON) PYTEST_ARGS='$(PYTEST_ARGS)' TRAIN_ARGS='$(TRAIN_ARGS)'"
 
 train: $(STAMP)-run ## train the embedded policy and show what it gained
@@ -44,7 +44,7 @@ lint: $(STAMP)-dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-slow: $(STAMP)-test ## run the tests that fetch and run a real pretrained model
+test-slow: $(STAMP)-test ## run the tests that fetch and run a real pretrained model
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(STAMP)-fuzz ## fuzz the parser and the rewards for a minute

@@ -24,7 +24,6 @@ assert good.mean() > 0 > bad.mean()
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_keeps_its_word(path):
   notebook = nbformat.read(path, as_version=4)

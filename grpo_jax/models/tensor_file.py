@@ -53,6 +53,11 @@ class TensorFile:
     header.pop("__metadata__", None)
     self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     self.dtypes = {name: entry["dtype"] for name, entry in header.items()}
+    for name, entry in header.items():
+      start, end = entry["data_offsets"]
+      wanted = DTYPES.get(entry["dtype"])
+      if wanted and end - start != int(np.prod(entry["shape"], dtype=np.int64)) * wanted.itemsize:
+        raise ValueError(f"{path} is damaged: {name} does not take up what its shape needs")
     self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < 8 + length + end:

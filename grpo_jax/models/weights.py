@@ -150,7 +150,6 @@ def save_pretrained(
   folder, writer = Path(out_dir), jax.process_index() == 0
   if writer:
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_weights(folder)
   entries = {entry.name: entry for entry in table}
   for name, shard in zip(names, shards, strict=True):
     specs = {tensor: stored[tensor] for tensor in shard}
@@ -169,13 +168,12 @@ def save_pretrained(
   if len(shards) > 1:
     where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(_nbytes(stored[tensor]) for tensor in stored)
-    _write_json(
-      folder / "model.safetensors.index.json",
-      {"metadata": {"total_size": total}, "weight_map": where},
-    )
+    names.append("model.safetensors.index.json")
+    _write_json(folder / names[-1], {"metadata": {"total_size": total}, "weight_map": where})
+  _remove_other_weights(folder, names)
   _write_configs(config, str(stored["model.norm.weight"][1]), folder)
   if tokenizer is not None:
-    tokenizer.save_pretrained(folder)
+    _write_tokenizer(tokenizer, folder)
 
 
 def _read_slice(
@@ -240,11 +238,12 @@ def _nbytes(spec: tuple[tuple[int, ...], np.dtype]) -> int:
   return int(np.prod(spec[0], dtype=np.int64)) * spec[1].itemsize
 
 
-def _remove_weights(folder: Path) -> None:
+def _remove_other_weights(folder: Path, names: list[str]) -> None:
   """Weights of an earlier export; a leftover single file would win over new shards."""
   for pattern in hub.WEIGHT_FILES:
     for path in folder.glob(pattern):
-      path.unlink()
+      if path.name not in names:
+        path.unlink()
 
 
 def _write_configs(config: DecoderConfig, dtype: str, folder: Path) -> None:
@@ -256,6 +255,21 @@ def _write_configs(config: DecoderConfig, dtype: str, folder: Path) -> None:
     if hf[key] is not None and (key == "eos_token_id" or key not in generation):
       generation[key] = hf[key]
   _write_json(folder / "generation_config.json", generation)
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+  """Saves a tokenizer in the words that transformers 4, and vLLM with it, understand too."""
+  tokenizer.save_pretrained(folder)
+  path = folder / "tokenizer_config.json"
+  config = read_json(path)
+  # transformers 5 writes how and whence it loaded the tokenizer, and new names for old things.
+  for key in ("backend", "is_local", "local_files_only"):
+    config.pop(key, None)
+  if config.get("tokenizer_class") == "TokenizersBackend":
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if isinstance(config.get("extra_special_tokens"), list):
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+  _write_json(path, config)
 
 
 def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:

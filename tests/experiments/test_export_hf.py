@@ -22,9 +22,12 @@ SCRIPT = Path(__file__).parents[2] / "experiments/export_hf.py"
 @pytest.fixture
 def model(tmp_path):
   config = DecoderConfig(40, 16, 32, 2, 2, 1, 8, eos_token_ids=(1,))
-  words = Tokenizer(models.WordLevel({"<end>": 1, "hello": 2, "?": 0}, "?"))
+  words = Tokenizer(models.WordLevel({"<end>": 1, "hello": 2, "?": 0, "<call>": 3}, "?"))
   tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=words, eos_token="<end>", chat_template="{{ messages[0].content }}"
+    tokenizer_object=words,
+    eos_token="<end>",
+    additional_special_tokens=["<call>"],
+    chat_template="{{ messages[0].content }}",
   )
   params = init_params(config, jax.random.key(0))
   save_pretrained(config, params, tmp_path / "model", tokenizer, dtype="bfloat16")
@@ -49,6 +52,12 @@ def test_an_export_keeps_dtype_weights_tokenizer_and_template(model, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, back)
   tokenizer = load_tokenizer(tmp_path / "out")
   assert tokenizer("hello")["input_ids"] == [2]
+  assert tokenizer.all_special_tokens == ["<end>", "<call>"]
+  # What transformers 4 knows; version 5 writes TokenizersBackend and a list of its own name.
+  described = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+  assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert described["additional_special_tokens"] == ["<call>"]
+  assert not described.keys() & {"extra_special_tokens", "backend", "is_local", "local_files_only"}
   assert tokenizer.chat_template == load_tokenizer(model).chat_template
   assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == 1
 

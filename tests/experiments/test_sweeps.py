@@ -71,7 +71,6 @@ def common(model, tmp_path_factory) -> list[str]:
   ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_rewards_are_compared_by_one_reward_and_finished_runs_are_skipped(common, tmp_path):
   flags = [
     f"--sweep_dir={tmp_path}", "--reward=binary", "--reward=toolrl", *common,
@@ -99,7 +98,6 @@ def test_rewards_are_compared_by_one_reward_and_finished_runs_are_skipped(common
   assert not is_finished(tmp_path / "seed=0,reward=toolrl")
 
 
-@pytest.mark.slow
 def test_batch_settings_get_the_same_budget_of_completions(common, tmp_path):
   done = run(
     "sweep_batch", f"--sweep_dir={tmp_path}", "--prompts_per_step=2,4", "--group_size=2",

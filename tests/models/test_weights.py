@@ -203,6 +203,13 @@ def test_a_file_that_is_cut_short_is_refused(folder, end):
     TensorFile(path)
 
 
+def test_a_header_that_contradicts_itself_is_refused(folder):
+  path = folder / "model.safetensors"
+  path.write_bytes(path.read_bytes().replace(b'"shape":[61,16]', b'"shape":[61,15]', 1))
+  with pytest.raises(ValueError, match=r"damaged: model\.embed_tokens\.weight"):
+    TensorFile(path)
+
+
 def test_an_unsupported_config_names_its_file(folder):
   config = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
