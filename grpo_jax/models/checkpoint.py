@@ -55,7 +55,7 @@ def check_tensors(
       )
   faults = [f"missing {name}" for name in wanted if name not in found]
   faults += [f"unexpected {name}" for name in sorted(found - wanted.keys())]
-  for name in found & wanted.keys():
+  for name in (name for name in wanted if name in found):
     if files[name].shapes[name] != wanted[name]:
       faults.append(f"{name} has shape {files[name].shapes[name]}, expected {wanted[name]}")
     elif files[name].dtypes[name] not in DTYPES:
