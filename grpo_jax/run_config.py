@@ -17,6 +17,7 @@ import jax
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.rewards import RewardConfig
 from grpo_jax.sharding import parse_mesh
+from grpo_jax.tracking import TRACKERS
 
 Resume = Literal["auto", "never"]
 Dtype = Literal["float32", "bfloat16"]
@@ -107,6 +108,9 @@ class RunConfig:
         "prompts of an optimizer step (--prompts_per_step / --minibatches)"
       )
     parse_mesh(self.mesh)
+    for name in self.track:
+      if name not in TRACKERS:
+        raise ValueError(f"--track={name}; expected one of {', '.join(TRACKERS)}")
     for name, value, valid in (
       ("dtype", self.dtype, get_args(Dtype)),
       ("resume", self.resume, get_args(Resume)),

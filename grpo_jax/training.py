@@ -37,11 +37,14 @@ def train(config: RunConfig) -> Path:
   Raises:
     ValueError: settings, data and model do not fit together; one sentence, before any work.
   """
+  # The reward first: a name that is wrong must not leave a run folder behind.
+  with load_reward(config.reward, config.reward_config) as reward:
+    return _train(config, reward)
+
+
+def _train(config: RunConfig, reward: Reward) -> Path:
   run = Run(config)
-  with (
-    load_reward(config.reward, config.reward_config) as reward,
-    Checkpoints(config.run_dir, config.keep_checkpoints) as checkpoints,
-  ):
+  with Checkpoints(config.run_dir, config.keep_checkpoints) as checkpoints:
     state, tokens = run.start(checkpoints)
     first = int(state.step)
     if not (run.dir / "eval_base.json").exists():

@@ -210,9 +210,8 @@ def test_a_folder_of_other_settings_is_left_alone(settings, whole):
   ],
 )
 def test_what_does_not_fit_ends_before_any_work(settings, tmp_path, changes, message):
-  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), **changes)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    train(config)
+    train(dataclasses.replace(settings, run_dir=str(tmp_path / "run"), **changes))
   # The folder must stay free for the run without the mistake.
   assert not (tmp_path / "run" / "config.json").exists()
   assert not (tmp_path / "run" / "eval_base.json").exists()
