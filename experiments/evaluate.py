@@ -1,40 +1,44 @@
 """Scores a policy on held-out tasks, alone or beside an earlier evaluation of the same tasks.
 
-python experiments/evaluate.py --out=runs/eval/base
-python experiments/evaluate.py --model=runs/my_run/model --out=runs/eval/trained \
-  --compare_with=runs/eval/base
+    python experiments/evaluate.py --data=synthetic:unseen --out=runs/eval/base
+    python experiments/evaluate.py --model=runs/mine/model --out=runs/eval/mine \\
+      --compare_with=runs/eval/base
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from grpo_jax.data.jsonl import load_tasks, write_jsonl
-from grpo_jax.data.synthetic import generate
+from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import load_pretrained
 from grpo_jax.rewards import load_reward
-from grpo_jax.schema import ToolTask
+from grpo_jax.run import read_tasks
+from grpo_jax.run_config import TINY_MODEL
 from grpo_jax.scores import compare
 from grpo_jax.tables import as_text, gain_rows, score_rows
 from grpo_jax.text import load_tokenizer, stop_token_ids
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "checkpoint folder or hub id; the embedded policy by default")
-flags.DEFINE_multi_string(
-  "eval_data",
-  [],
-  "NAME=FILE, repeatable: the tasks of one split; by default the generated `seen` and `unseen`",
+flags.DEFINE_string("model", str(TINY_MODEL), "checkpoint folder or hub id")
+flags.DEFINE_string(
+  "data",
+  "synthetic:unseen",
+  "tasks: JSONL, JSON or parquet file, datasets folder or hub id, or synthetic:<split>",
 )
-flags.DEFINE_string("out", "runs/eval/latest", "folder for eval.json and one NAME.jsonl a split")
-flags.DEFINE_string("compare_with", None, "the --out folder of an earlier evaluation")
+flags.DEFINE_integer("data_seed", 0, "seed of the synthetic data", lower_bound=0)
+flags.DEFINE_string(
+  "out",
+  "runs/eval/latest",
+  "JSON file for the scores, or a folder for eval.json; completions.jsonl goes beside it",
+)
+flags.DEFINE_string("compare_with", None, "the --out of an earlier evaluation of the same tasks")
+flags.DEFINE_integer("limit", 0, "only the first so many tasks; 0: all", lower_bound=0)
 flags.DEFINE_string("reward", "tiered", "a built-in reward, file.py:function, or a weighted list")
 flags.DEFINE_integer("max_prompt_tokens", 1024, "a longer prompt is an error", lower_bound=1)
 flags.DEFINE_integer("max_completion_tokens", 96, "completions are cut here", lower_bound=1)
@@ -50,86 +54,62 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   if FLAGS.samples > 1 and FLAGS.temperature == 0:
     raise app.UsageError(f"--samples={FLAGS.samples} needs a --temperature above 0")
+  scores, completions = out_paths(FLAGS.out)
   try:
-    splits = read_splits(FLAGS.eval_data)
-    earlier = read_evaluation(Path(FLAGS.compare_with), splits) if FLAGS.compare_with else {}
-    reward = load_reward(FLAGS.reward)
-    summaries, rows = run(splits, reward)
+    earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
+    summary, rows = score_policy()
   except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"error: {error}")
-
-  out = Path(FLAGS.out)
-  for split, found in rows.items():
-    write_jsonl(found, out / f"{split}.jsonl")
-  (out / "eval.json").write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
-  print(as_text(*score_rows(summaries)))
+    sys.exit(f"evaluate: {error}")
+  scores.parent.mkdir(parents=True, exist_ok=True)
+  scores.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+  write_jsonl(rows, completions)
+  print(as_text(*score_rows({FLAGS.data: summary})))
   if earlier:
-    compared = {
-      split: compare(before, rows[split], seed=FLAGS.seed) for split, (_, before) in earlier.items()
-    }
-    before = {split: summary for split, (summary, _) in earlier.items()}
+    before, before_rows = earlier
+    try:
+      compared = compare(before_rows, rows, seed=FLAGS.seed)
+    except ValueError as error:
+      sys.exit(f"evaluate: --compare_with={FLAGS.compare_with}: {error}")
     print(f"\nAgainst {FLAGS.compare_with}:\n")
-    print(as_text(*gain_rows(before, summaries, compared)))
-  print(f"\n{out}")
+    table = gain_rows({FLAGS.data: before}, {FLAGS.data: summary}, {FLAGS.data: compared})
+    print(as_text(*table))
+  print(f"\n{scores}")
 
 
-def run(
-  splits: Mapping[str, Sequence[ToolTask]], reward: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Evaluates every split; returns summaries and rows by split."""
-  path = FLAGS.model or str(files("grpo_jax") / "assets" / "tiny")
-  config, params = load_pretrained(path, dtype=FLAGS.dtype)
-  tokenizer = load_tokenizer(path)
-  summaries, rows = {}, {}
-  with reward:
-    for split, tasks in splits.items():
-      summaries[split], rows[split] = evaluate(
-        config,
-        params,
-        tokenizer,
-        tasks,
-        reward=reward,
-        max_prompt_tokens=FLAGS.max_prompt_tokens,
-        max_completion_tokens=FLAGS.max_completion_tokens,
-        stop_ids=stop_token_ids(tokenizer, path),
-        temperature=FLAGS.temperature,
-        samples=FLAGS.samples,
-        seed=FLAGS.seed,
-        batch_prompts=FLAGS.batch_prompts,
-      )
-  return summaries, rows
+def out_paths(out: str) -> tuple[Path, Path]:
+  """Where the scores and the completions of `--out` lie."""
+  path = Path(out) if out.endswith(".json") else Path(out) / "eval.json"
+  return path, path.parent / "completions.jsonl"
 
 
-def read_splits(sources: Sequence[str]) -> dict[str, list[ToolTask]]:
-  """The tasks of each NAME=FILE, or of the generated splits when there is none."""
-  if not sources:
-    return {
-      split: [ToolTask.from_row(row) for row in generate(0, split)] for split in ("seen", "unseen")
-    }
-  splits = {}
-  for source in sources:
-    name, _, path = source.partition("=")
-    if not name.isidentifier() or not path or name in splits:
-      raise ValueError(f"--eval_data={source}; expected NAME=FILE with a NAME of its own")
-    splits[name] = load_tasks(path)
-  return splits
-
-
-def read_evaluation(
-  folder: Path, splits: Mapping[str, Sequence[ToolTask]]
-) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-  """By split, the summary and the rows of an earlier evaluation."""
-  summaries = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-  missing = [split for split in splits if split not in summaries]
-  if missing:
-    raise ValueError(f"--compare_with={folder} has no evaluation of {', '.join(missing)}")
-  return {
-    split: (
-      summaries[split],
-      [json.loads(line) for line in (folder / f"{split}.jsonl").open(encoding="utf-8")],
+def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """The summary, and one row a completion."""
+  tasks = read_tasks(FLAGS.data, FLAGS.data_seed)[: FLAGS.limit or None]
+  with load_reward(FLAGS.reward) as reward:
+    tokenizer = load_tokenizer(FLAGS.model)
+    stop_ids = stop_token_ids(tokenizer, FLAGS.model)
+    config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
+    return evaluate(
+      config,
+      params,
+      tokenizer,
+      tasks,
+      reward=reward,
+      max_prompt_tokens=FLAGS.max_prompt_tokens,
+      max_completion_tokens=FLAGS.max_completion_tokens,
+      stop_ids=stop_ids,
+      temperature=FLAGS.temperature,
+      samples=FLAGS.samples,
+      seed=FLAGS.seed,
+      batch_prompts=FLAGS.batch_prompts,
     )
-    for split in splits
-  }
+
+
+def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """The summary and the rows of an earlier evaluation."""
+  scores, completions = out_paths(out)
+  rows = [json.loads(line) for line in completions.read_text(encoding="utf-8").splitlines()]
+  return json.loads(scores.read_text(encoding="utf-8")), rows
 
 
 if __name__ == "__main__":

@@ -48,28 +48,34 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 
 
 def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folder):
-  data = f"--eval_data=mine={folder / 'tasks.jsonl'}"
-  first = run(folder, data, f"--out={folder / 'first'}")
+  data = f"--data={folder / 'tasks.jsonl'}"
+  first = run(folder, data, f"--out={folder / 'first.json'}", "--limit=8")
   assert first.returncode == 0, first.stderr
-  summaries = json.loads((folder / "first" / "eval.json").read_text())
-  assert summaries["mine"]["n"] == 10
-  rows = (folder / "first" / "mine.jsonl").read_text().splitlines()
-  assert [json.loads(row)["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(10)]
-  assert "mine   all" in first.stdout
+  summary = json.loads((folder / "first.json").read_text())
+  wanted = {"reward_mean", "reward_ci95", "n", "by_behavior", "by_tool", "confusion", "error_rates"}
+  assert wanted <= set(summary) and summary["n"] == 8
+  rows = [json.loads(row) for row in (folder / "completions.jsonl").read_text().splitlines()]
+  assert [row["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(8)]
+  assert {"id", "prompt", "completion", "reward", "error"} <= set(rows[0])
+  assert str(folder / "tasks.jsonl") in first.stdout
 
   # The earlier one is read, not made again: a better "before" shows as a loss.
-  better = [json.loads(row) | {"reward": 1.0} for row in rows]
   (folder / "better").mkdir()
-  (folder / "better" / "eval.json").write_text(json.dumps(summaries))
-  write_jsonl(better, folder / "better" / "mine.jsonl")
-  second = run(folder, data, f"--out={folder / 'second'}", f"--compare_with={folder / 'better'}")
+  (folder / "better" / "eval.json").write_text(json.dumps(summary))
+  write_jsonl([row | {"reward": 1.0} for row in rows], folder / "better" / "completions.jsonl")
+  compare = f"--compare_with={folder / 'better'}"
+  second = run(folder, data, f"--out={folder / 'second'}", "--limit=8", compare)
   assert second.returncode == 0, second.stderr
-  lost = 1 - summaries["mine"]["reward_mean"]
+  assert (folder / "second" / "eval.json").exists()
+  lost = 1 - summary["reward_mean"]
   assert f"-{lost:.3f}" in second.stdout and "relative gain" in second.stdout
+
+  other = run(folder, data, f"--out={folder / 'third'}", compare)
+  assert other.returncode != 0 and "not of the same tasks" in other.stderr
 
 
 def test_script_refuses_what_it_cannot_read_in_one_sentence(folder):
-  done = run(folder, f"--out={folder / 'none'}", "--eval_data=tasks.jsonl")
+  done = run(folder, f"--out={folder / 'none'}", "--data=tasks.jsonl")
   assert done.returncode != 0
-  assert "error: --eval_data=tasks.jsonl; expected NAME=FILE" in done.stderr
+  assert "evaluate: " in done.stderr and "tasks.jsonl" in done.stderr
   assert "Traceback" not in done.stderr and not (folder / "none").exists()
