@@ -19,8 +19,21 @@ from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
 SAMPLING = SamplingConfig(group_size=4, max_tokens=6, stop_ids=tuple(range(0, 67, 4)), pad_id=1)
 BASE = GRPOConfig(sampling=SAMPLING)
 TX = optax.sgd(0.5)
+# Compiled: run operation by operation, the same tests take ten times as long.
 gradient = jax.jit(policy_gradient, static_argnames=("policy", "cfg"))
 learn = jax.jit(update, static_argnames=("policy", "tx", "cfg"))
+sample = jax.jit(sample_groups, static_argnums=(0, 4))
+score = jax.jit(completion_logprobs, static_argnums=0)
+batch_of = jax.jit(make_batch, static_argnames=("policy", "cfg"))
+
+
+@pytest.fixture(scope="module")
+def shallow(tiny):
+  """The first layer of the tiny decoder: depth is the decoder's business, and costs compilation."""
+  config, params = tiny
+  return dataclasses.replace(config, num_layers=1), {
+    name: value for name, value in params.items() if name != "layers_1"
+  }
 
 
 def prompts():
@@ -48,16 +61,15 @@ def assert_trees_close(found, wanted, relative):
 
 
 @pytest.fixture(scope="module")
-def rollout(tiny):
-  sample = jax.jit(sample_groups, static_argnums=(0, 4))
-  rollout = jax.tree.map(np.asarray, sample(*tiny, prompts(), jax.random.key(0), SAMPLING))
+def rollout(shallow):
+  rollout = jax.tree.map(np.asarray, sample(*shallow, prompts(), jax.random.key(0), SAMPLING))
   lengths = rollout.mask.sum(-1)
   assert lengths.min() == 1 and lengths.max() == 6  # first-token stops and cut ones are in it
   return rollout
 
 
 @pytest.fixture(scope="module")
-def off_policy(tiny, rollout):
+def off_policy(shallow, rollout):
   """A batch whose ratios lie on both sides of the clip, and a reference of its own."""
   noise = np.random.default_rng(1).normal(size=(2, *rollout.logp.shape)).astype(np.float32)
   old = rollout._replace(logp=rollout.logp + 0.3 * noise[0])
@@ -65,8 +77,8 @@ def off_policy(tiny, rollout):
   return GRPOBatch(old, advantages, rollout.logp + 0.3 * noise[1])
 
 
-def test_gradient_equals_the_repeated_layout_written_out(tiny, rollout):
-  config, params = tiny
+def test_gradient_equals_the_repeated_layout_written_out(shallow, rollout):
+  config, params = shallow
   batch = GRPOBatch(rollout, group_advantages(even_share(rollout)))
   found, metrics = gradient(params, batch, policy=config, cfg=BASE)
   tokens = np.concatenate(
@@ -86,59 +98,58 @@ def test_gradient_equals_the_repeated_layout_written_out(tiny, rollout):
   assert float(metrics["loss"]) == pytest.approx(-float(batch.advantages.mean()), abs=1e-6)
 
 
-@pytest.mark.parametrize("aggregation", ["sequence", "token"])
-def test_micro_batches_equal_one_batch(tiny, off_policy, aggregation):
-  config, params = tiny
+@pytest.mark.parametrize(
+  ("aggregation", "changes"),
+  [
+    ("sequence", {"micro_batch_prompts": 1, "remat": True}),
+    ("token", {"micro_batch_prompts": 2}),
+  ],
+)
+def test_micro_batches_and_rematerialisation_change_nothing(
+  shallow, off_policy, aggregation, changes
+):
+  config, params = shallow
   cfg = dataclasses.replace(BASE, kl_weight=0.1, aggregation=aggregation)
   wanted, metrics = gradient(params, off_policy, policy=config, cfg=cfg)
   assert float(metrics["clip_ratio/low_mean"]) > 0 and float(metrics["clip_ratio/high_mean"]) > 0
-  for micro in (1, 2):
-    cut = dataclasses.replace(cfg, micro_batch_prompts=micro)
-    found, other = gradient(params, off_policy, policy=config, cfg=cut)
-    assert_trees_close(found, wanted, 1e-5)
-    assert other.keys() == metrics.keys()
-    for name in metrics:
-      assert float(other[name]) == pytest.approx(float(metrics[name]), abs=1e-5), name
+  cut = dataclasses.replace(cfg, **changes)
+  found, other = gradient(params, off_policy, policy=config, cfg=cut)
+  assert_trees_close(found, wanted, 1e-5)
+  assert other.keys() == metrics.keys()
+  for name in metrics:
+    assert float(other[name]) == pytest.approx(float(metrics[name]), abs=1e-5), name
 
 
-def test_rematerialisation_changes_nothing(tiny, off_policy):
-  config, params = tiny
-  found, _ = gradient(params, off_policy, policy=config, cfg=dataclasses.replace(BASE, remat=True))
-  assert_trees_close(found, gradient(params, off_policy, policy=config, cfg=BASE)[0], 1e-5)
-
-
-def test_metrics_on_policy_are_those_of_no_change(tiny, rollout):
-  config, params = tiny
-  batch = make_batch(rollout, even_share(rollout), None, policy=config, cfg=BASE)
+def test_metrics_on_policy_are_those_of_no_change(shallow, rollout):
+  config, params = shallow
+  batch = batch_of(rollout, even_share(rollout), None, policy=config, cfg=BASE)
   metrics = {k: float(v) for k, v in gradient(params, batch, policy=config, cfg=BASE)[1].items()}
   for name in ("min", "mean", "max"):
     assert metrics[f"sampling/importance_sampling_ratio/{name}"] == pytest.approx(1, abs=1e-5)
   assert 0 <= metrics["sampling/sampling_logp_difference/mean"] <= 1e-5
   assert metrics["sampling/sampling_logp_difference/max"] <= 1e-5
   assert metrics["clip_ratio/region_mean"] == 0 and "kl" not in metrics
-  scores = completion_logprobs(
-    config, params, rollout.prompts.tokens, rollout.prompts.mask, rollout.tokens
-  )
+  scores = score(config, params, rollout.prompts.tokens, rollout.prompts.mask, rollout.tokens)
   assert metrics["entropy"] == pytest.approx(float(scores.entropy[rollout.mask].mean()), abs=1e-5)
 
 
-def test_a_stop_token_that_comes_first_is_learned(tiny):
-  config, params = tiny
+def test_a_stop_token_that_comes_first_is_learned(shallow):
+  config, params = shallow
   one = Prompts(np.array([[5, 6, 7]], np.int32), np.ones((1, 3), bool), np.arange(1))
   mask = np.array([[[True, False, False], [True, True, True]]])
 
   def batch(padding):
     tokens = np.array([[[0, padding, padding], [9, 10, 0]]], np.int32)
-    logp = completion_logprobs(config, params, one.tokens, one.mask, tokens).logp
+    logp = score(config, params, one.tokens, one.mask, tokens).logp
     rollout = Rollout(one, tokens, mask, jnp.where(mask, logp, 0), jnp.where(mask, logp, 0))
     return GRPOBatch(rollout, jnp.array([[1.0, -1.0]]))
 
   after, metrics = learn(start(params), batch(1), policy=config, tx=TX, cfg=BASE)
   assert all(np.isfinite(float(x)) for x in metrics.values())
-  score = lambda p: (
-    completion_logprobs(config, p, one.tokens, one.mask, batch(1).rollout.tokens).logp
+  tokens = batch(1).rollout.tokens
+  before, now = (
+    score(config, p, one.tokens, one.mask, tokens).logp for p in (params, after.params)
   )
-  before, now = score(params), score(after.params)
   assert float(now[0, 0, 0]) > float(before[0, 0, 0]) + 0.05  # the lone stop token was rewarded
   assert float(now[0, 1].sum()) < float(before[0, 1].sum())
   # It is the whole completion: what stands behind it has no part in anything.
@@ -146,21 +157,21 @@ def test_a_stop_token_that_comes_first_is_learned(tiny):
   assert_trees_close(other.params, after.params, 1e-6)
 
 
-@pytest.mark.parametrize("scale", ["std", "none"])
-def test_equal_rewards_change_nothing(tiny, rollout, scale):
-  config, params = tiny
-  cfg = dataclasses.replace(BASE, advantage=scale)
+def test_equal_rewards_change_nothing(shallow, rollout):
+  config, params = shallow
   rewards = jnp.broadcast_to(jnp.array([0.0, 0.7, 1.0, 0.1 + 0.2])[:, None], (4, 4))
-  batch = make_batch(rollout, rewards, None, policy=config, cfg=cfg)
-  np.testing.assert_array_equal(batch.advantages, 0.0)
+  for scale in ("none", "std"):
+    cfg = dataclasses.replace(BASE, advantage=scale)
+    batch = make_batch(rollout, rewards, None, policy=config, cfg=cfg)
+    np.testing.assert_array_equal(batch.advantages, 0.0)
   after, metrics = learn(start(params), batch, policy=config, tx=TX, cfg=cfg)
   assert float(metrics["grad_norm"]) == 0 and float(metrics["loss"]) == 0
   assert all(np.isfinite(float(x)) for x in metrics.values())
   jax.tree.map(np.testing.assert_array_equal, after.params, params)
 
 
-def test_minibatches_and_inner_updates_are_steps_one_after_another(tiny, off_policy):
-  config, params = tiny
+def test_minibatches_and_inner_updates_are_steps_one_after_another(shallow, off_policy):
+  config, params = shallow
   tx = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda count: -0.2 / (1 + count)))
   cfg = dataclasses.replace(BASE, inner_updates=2, minibatches=2)
   found, metrics = learn(start(params, tx), off_policy, policy=config, tx=tx, cfg=cfg)
@@ -181,47 +192,43 @@ def test_minibatches_and_inner_updates_are_steps_one_after_another(tiny, off_pol
   assert int(found.step) == 4 and int(found.opt_state[1].count) == 4
 
 
-def test_a_second_pass_sees_the_policy_that_the_first_left(tiny, rollout):
-  config, params = tiny
+def test_a_second_pass_sees_the_policy_that_the_first_left(shallow, rollout):
+  config, params = shallow
   cfg = dataclasses.replace(BASE, inner_updates=3)
-  batch = make_batch(rollout, even_share(rollout), None, policy=config, cfg=cfg)
+  batch = batch_of(rollout, even_share(rollout), None, policy=config, cfg=cfg)
   _, metrics = learn(start(params), batch, policy=config, tx=TX, cfg=cfg)
   assert float(metrics["sampling/importance_sampling_ratio/max"]) > 1.05
   assert float(metrics["sampling/importance_sampling_ratio/min"]) < 0.95
 
 
-def test_reference_log_probs_are_the_references(tiny, rollout):
-  config, params = tiny
+def test_reference_log_probs_are_the_references(shallow, rollout):
+  config, params = shallow
   reference = jax.tree.map(lambda x: 0.9 * x, params)
   prompts_, rewards = rollout.prompts, even_share(rollout)
-  wanted = completion_logprobs(
-    config, reference, prompts_.tokens, prompts_.mask, rollout.tokens
-  ).logp
+  wanted = score(config, reference, prompts_.tokens, prompts_.mask, rollout.tokens).logp
   for micro in (0, 2):
     cfg = dataclasses.replace(BASE, kl_weight=0.1, micro_batch_prompts=micro)
-    batch = make_batch(rollout, rewards, reference, policy=config, cfg=cfg)
+    batch = batch_of(rollout, rewards, reference, policy=config, cfg=cfg)
     np.testing.assert_allclose(batch.ref_logp, wanted, atol=1e-5)
   metrics = gradient(params, batch, policy=config, cfg=cfg)[1]
   difference = (np.asarray(wanted) - rollout.logp)[rollout.mask]
   k3 = np.exp(difference) - difference - 1
   assert float(metrics["kl"]) == pytest.approx(k3.mean(), rel=1e-3) and k3.mean() > 0.01
   with pytest.raises(ValueError, match="a reference policy is needed"):
-    make_batch(rollout, rewards, None, policy=config, cfg=cfg)
-  assert make_batch(rollout, rewards, params, policy=config, cfg=BASE).ref_logp is None
+    batch_of(rollout, rewards, None, policy=config, cfg=cfg)
+  assert batch_of(rollout, rewards, params, policy=config, cfg=BASE).ref_logp is None
 
 
-def test_the_whole_step_under_one_jit_equals_its_two_halves(tiny):
-  config, params = tiny
+def test_the_whole_step_under_one_jit_equals_its_two_halves(shallow):
+  config, params = shallow
   cfg = dataclasses.replace(BASE, kl_weight=0.1, micro_batch_prompts=2)
   reference = jax.tree.map(lambda x: 0.9 * x, params)
   state = start(params)
   step = jax.jit(lambda s, r, p: grpo_step(s, r, p, even_share, policy=config, tx=TX, cfg=cfg))
   whole, metrics = step(state, reference, prompts())
 
-  rollout = jax.jit(sample_groups, static_argnums=(0, 4))(
-    config, params, prompts(), step_key(state), SAMPLING
-  )
-  batch = make_batch(rollout, even_share(rollout), reference, policy=config, cfg=cfg)
+  rollout = sample(config, params, prompts(), step_key(state), SAMPLING)
+  batch = batch_of(rollout, even_share(rollout), reference, policy=config, cfg=cfg)
   halves, wanted = learn(state, batch, policy=config, tx=TX, cfg=cfg)
   assert_trees_close(whole.params, halves.params, 1e-5)
   assert metrics.keys() == wanted.keys()
@@ -230,8 +237,8 @@ def test_the_whole_step_under_one_jit_equals_its_two_halves(tiny):
   assert step_key(whole) != step_key(state)
 
 
-def test_the_reward_rises(tiny):
-  config, params = tiny
+def test_the_reward_rises(shallow):
+  config, params = shallow
   tx = optax.adam(0.01)
   sampling = SamplingConfig(group_size=8, max_tokens=6)
   cfg = GRPOConfig(sampling=sampling)
@@ -274,8 +281,8 @@ def test_settings_out_of_range_are_refused(wrong, message):
 @pytest.mark.parametrize(
   "wrong", [{"minibatches": 3}, {"micro_batch_prompts": 3}, {"micro_batch_prompts": 8}]
 )
-def test_parts_that_do_not_divide_the_prompts_are_refused(tiny, off_policy, wrong):
-  config, params = tiny
+def test_parts_that_do_not_divide_the_prompts_are_refused(shallow, off_policy, wrong):
+  config, params = shallow
   cfg = dataclasses.replace(BASE, **wrong)
   with pytest.raises(ValueError, match="4 prompts cannot be cut"):
     update(start(params), off_policy, policy=config, tx=TX, cfg=cfg)

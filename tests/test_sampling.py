@@ -108,7 +108,7 @@ def test_draws_have_the_frequencies_of_the_distribution(name):
 
 def test_candidates_have_the_frequencies_of_the_policy(tiny):
   config, params = tiny
-  group = 4000
+  group = 1500
   cfg = SamplingConfig(group_size=group, max_tokens=2)
   tokens = np.asarray(sample(config, params, prompts_of(ROWS[:1], 5), KEY, cfg).tokens[0])
   chance = np.asarray(jax.nn.softmax(next_logits(tiny, ROWS[0], [0])[0]), np.float64)
@@ -121,7 +121,7 @@ def test_candidates_have_the_frequencies_of_the_policy(tiny):
     counts = [*counts[often], counts[~often].sum()]
     wanted = [*wanted[often], wanted[~often].sum()]
     assert stats.chisquare(counts, group * np.array(wanted)).pvalue > 1e-3
-    assert len(counts) > 8
+    assert len(counts) > 5
 
 
 def test_inverse_of_the_cumulative_distribution():
@@ -167,7 +167,9 @@ def test_sampler_and_trainer_log_probs_agree(tiny, side):
   cfg = SamplingConfig(5, 7, temperature=0.8, top_k=30, top_p=0.95, stop_ids=tuple(range(0, V, 9)))
   prompts = prompts_of(ROWS, 9, side)
   rollout = sample(*tiny, prompts, KEY, cfg)
-  trained = completion_logprobs(*tiny, prompts.tokens, prompts.mask, rollout.tokens)
+  trained = jax.jit(completion_logprobs, static_argnums=0)(
+    *tiny, prompts.tokens, prompts.mask, rollout.tokens
+  )
   mask = np.asarray(rollout.mask)
   assert 1 < mask.sum(-1).min() + 1 < mask.sum(-1).max() <= 7  # lengths differ
   np.testing.assert_allclose(np.asarray(rollout.logp)[mask], trained.logp[mask], atol=1e-5)

@@ -11,6 +11,9 @@ import pytest
 from grpo_jax.models import forward
 from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_loss, sft_optimizer
 
+loss_of = jax.jit(sft_loss, static_argnums=0)
+whole = jax.jit(forward, static_argnums=0)
+
 
 @pytest.fixture
 def batch():
@@ -30,12 +33,12 @@ def test_loss_is_the_mean_over_the_learned_tokens(tiny, batch):
     for g in range(2):
       tokens = np.concatenate([batch.prompt_tokens[p], batch.completion_tokens[p, g]])[None]
       seen = np.concatenate([batch.prompt_mask[p], np.ones(5, bool)])[None]
-      table = jax.nn.log_softmax(forward(*tiny, tokens, seen)[0, 3:-1])
+      table = jax.nn.log_softmax(whole(*tiny, tokens, seen)[0, 3:-1])
       logp = np.asarray(table)[np.arange(5), batch.completion_tokens[p, g]]
       losses += list(-logp[batch.loss_weights[p, g] > 0])
       sure += list(logp[batch.loss_weights[p, g] > 0] > np.log(0.5))
   assert len(losses) == 7
-  loss, metrics = sft_loss(*tiny, batch)
+  loss, metrics = loss_of(*tiny, batch)
   assert float(loss) == pytest.approx(np.mean(losses), abs=1e-5)
   assert float(metrics["nll"]) == float(loss)
   assert float(metrics["accuracy"]) == pytest.approx(np.mean(sure), abs=1e-6)
@@ -45,20 +48,18 @@ def test_what_follows_the_last_learned_token_does_not_matter(tiny, batch):
   changed = batch.completion_tokens.copy()
   changed[0, 0, 4], changed[0, 1, 2:], changed[1, 1] = 1, 2, 3
   other = batch._replace(completion_tokens=changed)
-  assert float(sft_loss(*tiny, other)[0]) == pytest.approx(
-    float(sft_loss(*tiny, batch)[0]), abs=1e-6
-  )
+  assert float(loss_of(*tiny, other)[0]) == pytest.approx(float(loss_of(*tiny, batch)[0]), abs=1e-6)
   nothing = batch._replace(loss_weights=np.zeros_like(batch.loss_weights))
-  assert float(sft_loss(*tiny, nothing)[0]) == 0
+  assert float(loss_of(*tiny, nothing)[0]) == 0
 
 
 def test_tokens_count_by_their_weight(tiny, batch):
   one, two = np.zeros((2, 2, 2, 5), np.float32)
   one[0, 0, 1] = two[1, 1, 3] = 1
-  first, second = (float(sft_loss(*tiny, batch._replace(loss_weights=w))[0]) for w in (one, two))
+  first, second = (float(loss_of(*tiny, batch._replace(loss_weights=w))[0]) for w in (one, two))
   both = batch._replace(loss_weights=one + 0.25 * two)
-  assert float(sft_loss(*tiny, both)[0]) == pytest.approx((first + 0.25 * second) / 1.25, abs=1e-5)
-  assert float(sft_loss(*tiny, both)[1]["nll"]) == pytest.approx(first, abs=1e-5)
+  assert float(loss_of(*tiny, both)[0]) == pytest.approx((first + 0.25 * second) / 1.25, abs=1e-5)
+  assert float(loss_of(*tiny, both)[1]["nll"]) == pytest.approx(first, abs=1e-5)
 
 
 def test_training_learns_the_learned_tokens_by_heart(tiny, batch):

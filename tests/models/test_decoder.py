@@ -24,6 +24,8 @@ from grpo_jax.models.induction_init import init_induction_params
 
 LENGTHS = (5, 8, 1)
 run = jax.jit(forward, static_argnums=0)
+encode = jax.jit(prefill, static_argnums=0)
+step = jax.jit(decode_step, static_argnums=0)
 
 
 def padded(rows, width, side, filler=0):
@@ -53,8 +55,7 @@ def test_cached_decode_equals_the_uncached_forward(tiny, rows, side):
   group, length = 3, 6
   drawn = np.random.default_rng(1).integers(0, config.vocab_size, (len(rows), group, length))
   tokens, mask = padded(rows, 9, side)
-  cache, hidden = jax.jit(prefill, static_argnums=0)(config, params, tokens, mask)
-  step = jax.jit(decode_step, static_argnums=0)
+  cache, hidden = encode(config, params, tokens, mask)
   found = [jnp.broadcast_to(logits_of(config, params, hidden)[:, None], (3, group, 67))]
   own = empty_completion_cache(config, len(rows), group, length)
   for t in range(length):
@@ -71,7 +72,7 @@ def test_cached_decode_equals_the_uncached_forward(tiny, rows, side):
 def test_the_prompt_is_cached_once_for_its_group(tiny, rows):
   config, params = tiny
   tokens, mask = padded(rows, 8, "left")
-  cache, _ = prefill(config, params, tokens, mask)
+  cache, _ = encode(config, params, tokens, mask)
   for layer in cache.layers:
     assert layer.k.shape == layer.v.shape == (3, config.num_kv_heads, 8, config.head_dim)
   np.testing.assert_array_equal(cache.length, LENGTHS)

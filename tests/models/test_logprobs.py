@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -31,10 +32,10 @@ def turned(prompts, mask):
   return np.take_along_axis(prompts, order, 1), np.take_along_axis(mask, order, 1)
 
 
-def grouped(config, params, prompts, mask, drawn, **options):
-  return completion_logprobs(config, params, prompts, mask, drawn, **options)
+grouped = jax.jit(completion_logprobs, static_argnums=0, static_argnames=("chunk", "remat"))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def repeated(config, params, prompts, mask, drawn):
   """What every other trainer does: each candidate in a row of its own, all the logits at once."""
   rows = jnp.concatenate([jnp.repeat(prompts, G, axis=0), drawn.reshape(P * G, -1)], axis=1)
@@ -45,9 +46,10 @@ def repeated(config, params, prompts, mask, drawn):
   return logp.reshape(drawn.shape), entropy.reshape(drawn.shape)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("chunk", "remat"))
 def slope_of(score, config, params, prompts, mask, drawn, weights, **options):
   loss = lambda p: jnp.sum(score(config, p, prompts, mask, drawn, **options)[0] * weights)
-  return jax.jit(jax.grad(loss))(params)
+  return jax.grad(loss)(params)
 
 
 def assert_close(found, wanted, relative):
@@ -62,7 +64,7 @@ def assert_close(found, wanted, relative):
 
 @pytest.fixture(scope="module")
 def reference(tiny, batch):
-  scores = jax.jit(repeated, static_argnums=0)(*tiny, *batch[:3])
+  scores = repeated(*tiny, *batch[:3])
   return (*map(np.asarray, scores), slope_of(repeated, *tiny, *batch))
 
 
@@ -72,7 +74,7 @@ def test_group_layout_equals_the_repeated_layout(tiny, batch, reference, side):
   if side == "right":
     prompts, mask = turned(prompts, mask)
   logp, entropy, slope = reference
-  scores = jax.jit(grouped, static_argnums=0)(*tiny, prompts, mask, drawn)
+  scores = grouped(*tiny, prompts, mask, drawn)
   assert scores.logp.dtype == scores.entropy.dtype == jnp.float32
   np.testing.assert_allclose(scores.logp, logp, atol=1e-5)
   np.testing.assert_allclose(scores.entropy, entropy, atol=1e-5)
@@ -85,14 +87,13 @@ def test_a_wider_bucket_changes_nothing(tiny, batch, reference):
   prompts, mask, drawn, _ = batch
   wide = np.pad(prompts, ((0, 0), (5, 0)), constant_values=9), np.pad(mask, ((0, 0), (5, 0)))
   longer = np.pad(drawn, ((0, 0), (0, 0), (0, 4)), constant_values=3)
-  scores = jax.jit(grouped, static_argnums=0)(*tiny, *wide, longer)
+  scores = grouped(*tiny, *wide, longer)
   np.testing.assert_allclose(scores.logp[..., :T], reference[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 5, "remat": True}])
 def test_chunks_and_rematerialisation_change_nothing(tiny, batch, reference, options):
-  run = jax.jit(grouped, static_argnums=0, static_argnames=("chunk", "remat"))
-  found = run(*tiny, *batch[:3], **options)
+  found = grouped(*tiny, *batch[:3], **options)
   np.testing.assert_allclose(found.logp, reference[0], atol=1e-5)
   np.testing.assert_allclose(found.entropy, reference[1], atol=1e-5)
   assert_close(slope_of(grouped, *tiny, *batch, **options), reference[2], 1e-4)
@@ -100,8 +101,8 @@ def test_chunks_and_rematerialisation_change_nothing(tiny, batch, reference, opt
 
 def test_completions_of_one_token_are_scored(tiny, batch):
   prompts, mask, drawn, _ = batch
-  found = jax.jit(grouped, static_argnums=0)(*tiny, prompts, mask, drawn[..., :1])
-  wanted, entropy = jax.jit(repeated, static_argnums=0)(*tiny, prompts, mask, drawn[..., :1])
+  found = grouped(*tiny, prompts, mask, drawn[..., :1])
+  wanted, entropy = repeated(*tiny, prompts, mask, drawn[..., :1])
   np.testing.assert_allclose(found.logp, wanted, atol=1e-5)
   np.testing.assert_allclose(found.entropy, entropy, atol=1e-5)
 
@@ -113,7 +114,8 @@ def test_all_logits_are_never_alive_at_once(tiny, batch):
 
   def largest(chunk):
     """The most elements of any array with a vocabulary axis, the parameters' own shapes aside."""
-    loss = lambda p: jnp.sum(grouped(config, p, prompts, mask, drawn, chunk=chunk).logp * weights)
+    score = lambda p: completion_logprobs(config, p, prompts, mask, drawn, chunk=chunk).logp
+    loss = lambda p: jnp.sum(score(p) * weights)
     text = str(jax.make_jaxpr(jax.value_and_grad(loss))(params))  # nested programs included
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", text)}
     return max(int(np.prod(s)) for s in shapes if V in s and s not in ((V, 32), (32, V)))
