@@ -193,6 +193,9 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
       raise ValueError(f"the checkpoint uses {flag}, which this decoder does not have")
   if family == "mistral" and hf.get("attention_bias"):
     raise ValueError("the checkpoint uses attention_bias, which Mistral models do not have")
+  # transformers honours this in every family: embedding models made of a decoder see both ways.
+  if hf.get("is_causal") is False:
+    raise ValueError("the checkpoint sets is_causal=false; this decoder's attention is causal only")
   # transformers takes a missing key for a window of 4,096 tokens.
   window = hf.get("sliding_window", 4096)
   if family == "mistral":
@@ -200,7 +203,10 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
   else:
     used = bool(hf.get("use_sliding_window")) and window is not None
     used = used and hf.get("max_window_layers", 28) < hf.get("num_hidden_layers", 0)
-  if used or any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
+  kinds = set(hf.get("layer_types") or ()) - {"full_attention"}
+  if others := sorted(kinds - {"sliding_attention"}):
+    raise ValueError(f"the checkpoint has {', '.join(others)} layers, which this decoder does not")
+  if used or kinds:
     raise ValueError(
       f"the checkpoint uses a sliding window ({window} tokens), which this decoder does not have"
     )

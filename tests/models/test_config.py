@@ -92,11 +92,31 @@ MISTRAL_7B_V3 = {
   "tie_word_embeddings": False,
   "vocab_size": 32768,
 }
+# DeepSeek-R1-Distill comes in Qwen's and in Llama's shape; these keys differ from the originals'.
+R1_DISTILL_QWEN_7B = QWEN2_5_7B | {
+  "bos_token_id": 151643,
+  "eos_token_id": 151643,
+  "max_position_embeddings": 131072,
+  "rope_theta": 10000,
+  "sliding_window": 4096,
+  "use_mrope": False,
+}
+R1_DISTILL_LLAMA_8B = LLAMA3_2_1B | {
+  "eos_token_id": 128001,
+  "head_dim": 128,
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_hidden_layers": 32,
+  "rope_scaling": LLAMA3_2_1B["rope_scaling"] | {"factor": 8.0},
+  "tie_word_embeddings": False,
+}
 PUBLISHED = {
   "qwen2": QWEN2_5_7B,
   "qwen3": QWEN3_0_6B,
   "llama": LLAMA3_2_1B,
   "mistral": MISTRAL_7B_V3,
+  "r1_distill_qwen": R1_DISTILL_QWEN_7B,
+  "r1_distill_llama": R1_DISTILL_LLAMA_8B,
 }
 COMPARED = (
   "vocab_size",
@@ -176,6 +196,8 @@ def test_sampling_defaults_do_not_tell_configs_apart():
     (QWEN2_5_7B, {"model_type": None}, "model_type None"),
     (QWEN2_5_7B, {"use_sliding_window": True, "max_window_layers": 20}, "sliding window.*131072"),
     (QWEN2_5_7B, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+    (QWEN3_0_6B, {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+    (QWEN2_5_7B, {"is_causal": False}, "is_causal"),
     (MISTRAL_7B_V3, {"sliding_window": 4096}, "sliding window.*4096"),
     (LLAMA3_2_1B, {"mlp_bias": True}, "mlp_bias"),
     (MISTRAL_7B_V3, {"attention_bias": True}, "attention_bias"),
