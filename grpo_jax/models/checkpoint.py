@@ -29,7 +29,11 @@ def open_weights(folder: Path) -> dict[str, TensorFile]:
         f"{folder} holds {pickles[0]} but no safetensors: pickled weights can run code when they "
         "are loaded, so they are never read; convert them with transformers' save_pretrained"
       )
-    raise FileNotFoundError(f"{folder} has neither model.safetensors nor an index of its shards")
+    # Of a hub id, pickles are not even fetched, so that they cannot be named here.
+    raise FileNotFoundError(
+      f"{folder} has neither model.safetensors nor an index of its shards (pickled weights, *.bin, "
+      "are neither fetched nor read)"
+    )
   if absent := [path.name for path in paths if not path.is_file()]:
     raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}, which its index names")
   files: dict[str, TensorFile] = {}

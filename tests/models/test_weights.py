@@ -184,6 +184,9 @@ def test_pickled_weights_are_refused(folder):
   (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
   with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin but no safetensors.*never read"):
     load_pretrained(folder)
+  (folder / "pytorch_model.bin").unlink()  # of a hub id it would not even have been fetched
+  with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors.*\*\.bin, are neither"):
+    load_pretrained(folder)
 
 
 def test_a_missing_shard_is_named(folder):
