@@ -11,7 +11,12 @@ from grpo_jax.schema import ToolSpec, ToolTask
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
 
-_PROBE = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
+# With an argument: some templates walk through `parameters.properties`.
+_PROBE_SCHEMA = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}}
+_PROBE = {
+  "type": "function",
+  "function": {"name": "probe", "description": "probe", "parameters": _PROBE_SCHEMA},
+}
 _CALL_SYNTAX = (
   'To call tools, answer with nothing but a JSON list: [{"name": <tool>, "arguments": {...}}, ...]'
 )

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.schema import ToolTask
+from grpo_jax.schema import ToolSpec, ToolTask
 from grpo_jax.text import render, render_messages, render_text, supports_tools
 
 PLAIN = (
@@ -45,6 +45,18 @@ def test_tools_go_into_a_template_that_takes_them(tokenizer):
   schema, _, rest = text.partition("[system]")
   assert json.loads(schema) == [{"type": "function", "function": TOOL}]
   assert rest == "Be brief.[user]Time?[assistant]"
+
+
+def test_a_template_may_walk_through_the_arguments_of_tools(tokenizer):
+  tokenizer.chat_template = (
+    "{% for tool in tools or [] %}"
+    "{% for name, schema in tool.function.parameters.properties.items() %}"
+    "<{{ name }}: {{ schema.type.upper() }}>{% endfor %}{% endfor %}" + PLAIN
+  )
+  assert supports_tools(tokenizer)
+  city = {"type": "object", "properties": {"city": {"type": "string"}}}
+  tool = ToolSpec("f", "", city)
+  assert render_messages(tokenizer, [USER], [tool]) == "<city: STRING>[user]Time?[assistant]"
 
 
 def test_tools_go_into_the_system_message_otherwise(tokenizer):
