@@ -92,7 +92,9 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path, chat_template: str) -> N
 
 
 def _pre_tokenizer(*, split_lead: bool) -> pre_tokenizers.PreTokenizer:
-  steps = [pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated")]
+  steps: list[pre_tokenizers.PreTokenizer] = [
+    pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated")
+  ]
   if split_lead:
     steps.append(pre_tokenizers.Split(Regex(r"^[^\p{L}\p{N}](?=\p{L})"), behavior="isolated"))
   steps.append(
