@@ -83,7 +83,7 @@ def _token_error(text: str) -> str | None:
       depth -= 1
     elif kind == "name" and keyword.iskeyword(token) and token not in _LITERAL_KEYWORDS:
       return "not_literal"
-    elif kind == "number" and sum(char.isdigit() for char in token) > MAX_DIGITS:
+    elif kind == "number" and len(token) > MAX_DIGITS:
       return "huge_number"
     position = match.end()
   return None

@@ -97,7 +97,8 @@ def compare_arguments(
   for name, value in given.arguments.items():
     if name not in wanted.arguments:
       schema = properties.get(name)
-      if not equal_values(value, default_of(schema, root), schema, root):
+      # Without a schema there is no default; thousands of made-up names must cost little.
+      if schema is None or not equal_values(value, default_of(schema, root), schema, root):
         names["extra"].append(name)
   return ArgumentComparison(**{key: tuple(found) for key, found in names.items()})
 

@@ -11,7 +11,12 @@ _MAX_REFERENCES = 8
 
 
 def equal_values(
-  given: Any, wanted: Any, schema: Any = None, root: Any = None, depth: int = 64
+  given: Any,
+  wanted: Any,
+  schema: Any = None,
+  root: Any = None,
+  depth: int = 64,
+  known: dict[tuple[int, int, int], bool] | None = None,
 ) -> bool:
   """Compares two JSON values by type and value.
 
@@ -29,17 +34,24 @@ def equal_values(
     schema: the argument's JSON schema; anything that is not a mapping means "any value".
     root: the schema that `$ref: "#/..."` refers to.
     depth: levels still compared; deeper values are unequal.
+    known: what alternatives have settled so far, by the identities of both values and the schema.
   """
   if depth <= 0:
     return False
   schema = resolve(schema, root)
   alternatives = schema.get("anyOf") or schema.get("oneOf")
   if isinstance(alternatives, (list, tuple)) and alternatives:
-    return any(
-      equal_values(given, wanted, option, root, depth - 1)
-      for option in alternatives[:_WIDTH]
-      if _takes(resolve(option, root), wanted)
-    )
+    # Each pair is settled once: nested alternatives would else take time exponential in the depth.
+    known = {} if known is None else known
+    pair = (id(given), id(wanted), id(schema))
+    if pair not in known:
+      known[pair] = False  # what a schema that refers to itself finds on its way round
+      known[pair] = any(
+        equal_values(given, wanted, option, root, depth - 1, known)
+        for option in alternatives[:_WIDTH]
+        if _takes(resolve(option, root), wanted)
+      )
+    return known[pair]
   if isinstance(given, bool) or isinstance(wanted, bool):
     return isinstance(given, bool) and isinstance(wanted, bool) and given == wanted
   if isinstance(given, (int, float)) and isinstance(wanted, (int, float)):
@@ -50,15 +62,17 @@ def equal_values(
     return _equal_text(given, wanted, schema)
   if isinstance(given, (list, tuple)) and isinstance(wanted, (list, tuple)):
     return len(given) == len(wanted) and all(
-      equal_values(one, other, schema.get("items"), root, depth - 1)
+      equal_values(one, other, schema.get("items"), root, depth - 1, known)
       for one, other in zip(given, wanted, strict=True)
     )
   if isinstance(given, Mapping) and isinstance(wanted, Mapping):
-    return _equal_objects(given, wanted, schema, root, depth)
+    return _equal_objects(given, wanted, schema, root, depth, known)
   return given is None and wanted is None
 
 
 _WIDTH = 16
+#: No character decomposes into more, so no text is equal to one that is more times shorter.
+_MAX_DECOMPOSED = 4
 _MISSING = object()
 _TYPE_NAMES = {
   bool: ("boolean",),
@@ -114,9 +128,13 @@ def _equal_text(given: str, wanted: str, schema: Mapping[str, Any]) -> bool:
     return True
   if schema.get("format") == "date-time":
     return _instant(given) == _instant(wanted)
+  given, wanted = given.strip(), wanted.strip()
   if given.isascii() and wanted.isascii():
-    return given.strip() == wanted.strip()
-  return unicodedata.normalize("NFC", given).strip() == unicodedata.normalize("NFC", wanted).strip()
+    return given == wanted
+  # Normalising is quadratic in a run of combining marks, and the completion chooses its own length.
+  if len(given) > _MAX_DECOMPOSED * len(wanted):
+    return False
+  return unicodedata.normalize("NFC", given) == unicodedata.normalize("NFC", wanted)
 
 
 def _instant(text: str) -> datetime | str:
@@ -127,13 +145,18 @@ def _instant(text: str) -> datetime | str:
 
 
 def _equal_objects(
-  given: Mapping[str, Any], wanted: Mapping[str, Any], schema: Mapping[str, Any], root: Any, depth
+  given: Mapping[str, Any],
+  wanted: Mapping[str, Any],
+  schema: Mapping[str, Any],
+  root: Any,
+  depth: int,
+  known: dict[tuple[int, int, int], bool] | None,
 ) -> bool:
   properties = properties_of(schema)
   for name in given.keys() | wanted.keys():
     inner = properties.get(name, schema.get("additionalProperties"))
     default = default_of(inner, root)
     one, other = given.get(name, default), wanted.get(name, default)
-    if not equal_values(one, other, inner, root, depth - 1):
+    if not equal_values(one, other, inner, root, depth - 1, known):
       return False
   return True

@@ -134,6 +134,7 @@ def test_auto_reads_other_forms(text, form):
     ("[f(a={'b': 1, 'b': 2})]", "duplicate_key"),
     ("[f(a=1e999)]", "huge_number"),
     (f"[f(a={'9' * 70})]", "huge_number"),
+    (f"[f(a=0x{'f' * 70})]", "huge_number"),
     ("[f(a='\\ud800')]", "lone_surrogate"),
     ("[f(a=" + "[" * 20 + "]" * 20 + ")]", "too_deep"),
     ("[f(a='" + "x" * 9000 + "')]", "too_long"),
