@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from grpo_jax.text import load_tokenizer, render, stop_token_ids
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "experiments/fetch_smollm2.py"
+TRAIN = SCRIPT.with_name("train_grpo.py")
 QUESTIONS = [
   "What is the capital of France?",
   "Write a haiku about autumn.",
@@ -118,3 +120,30 @@ def test_greedy_generation_equals_transformers_token_by_token(folder, loaded, re
   assert alone == wanted
   crowd = generate(config, params, [*prompts, prompts[0] * 8], batch_prompts=21, **options)
   assert [group[0] for group in crowd[:20]] == wanted
+
+
+# Its own high-water mark, in kB: a child's ru_maxrss would start at its parent's.
+WATCHED = """
+import atexit, pathlib, runpy, sys
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: print(status.read_text().split("VmHWM:")[1].split()[0]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_grpo_runs_on_it_within_six_gibibytes(folder, loaded, tmp_path):
+  # A batch of few held-out tasks is filled up: it takes the memory, not the time, of all of them.
+  flags = (f"--model={folder}", "--steps=2", f"--run_dir={tmp_path}", "--eval_limit=2")
+  done = subprocess.run(
+    [sys.executable, "-c", WATCHED, TRAIN, *flags], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert int(done.stdout.split()[-1]) <= 6 * 2**20
+  steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert len(steps) == 2
+  assert None not in [step[name] for step in steps for name in ("reward", "grad_norm")]  # NaN
+  config, params = load_pretrained(tmp_path / "model")
+  assert config == loaded[0]
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, loaded[1])
