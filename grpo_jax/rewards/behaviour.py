@@ -20,9 +20,18 @@ MIN_DISTINCT_SHARE = 0.3
 
 _WORD = re.compile(r"[^\W_]+")
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|\d+")
-_SENTENCE_END = re.compile(r"(?<=[.!?؟])\s+|(?<=[。！？])|\n+")
+# A stop after an abbreviation ends no sentence: "the departure date (e.g. 2 May)?"
+_SENTENCE_END = re.compile(
+  r"(?<=[.!?؟])(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:mr|ms|dr|st|vs)\.)(?<!\bmrs\.)\s+"
+  r"|(?<=[。！？])|\n+"
+)
+# Not "confirm": "Booked for 2 May. Could you confirm?" has made up what it should ask for.
 _PROVIDE = re.compile(
-  r"\b(?:provide|tell|specify|share|give|say|clarify|enter|supply|confirm|let me know)\b"
+  r"\b(?:provide|tell|specify|share|give|say|clarify|enter|supply|let me know)\b"
+)
+_POINTER = re.compile(r"\b(?:it|that|this|them|these|those)\b")
+_ASKING_WORDS = frozenset(
+  ("provide", "specify", "share", "say", "clarify", "enter", "supply", "let", "know", "kindly")
 )
 _CLAUSE_END = re.compile(r"[.,;:(\n]|\be\.g|\bfor example|\bsuch as")
 
@@ -71,7 +80,7 @@ def read_text(text: str, max_chars: int = 1000) -> TextReading:
     declined = declined or declines(sentence)
     if not _is_question(sentence) or offers_other_help(sentence):
       continue
-    before = sentences[index - 1] + " " if index and _PROVIDE.search(sentence) else ""
+    before = sentences[index - 1] + " " if index and _refers_back(sentence) else ""
     questions.append(before + sentence)
   if declined:
     return TextReading("hedging" if questions else "declines")
@@ -173,6 +182,14 @@ def _description(schema: object) -> str:
 
 def _is_question(sentence: str) -> bool:
   return sentence.rstrip(" \t\"'`*_)]»”").endswith(("?", "？", "؟"))
+
+
+def _refers_back(question: str) -> bool:
+  """Whether a question asks to be told without saying what: "could you provide it?"."""
+  if _PROVIDE.search(question) is None:
+    return False
+  telling = set(_WORD.findall(question)) - _STOPWORDS - _ASKING_WORDS
+  return not telling or _POINTER.search(question) is not None
 
 
 def _stemmed(words: Iterable[str]) -> list[str]:

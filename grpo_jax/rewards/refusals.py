@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-# Gaps are bounded and stay inside one sentence, so that matching is linear in the text's length.
-_I = r"\b(?:i|we)\b[^.?!\n]{0,30}?"
+# Gaps are bounded, so that matching is linear in the text's length, and stay inside one clause:
+# "I booked it, you can't miss it" declines nothing.
+_NEAR = r"[^.?!,;:\n]"
+_NOT_YOU = r"(?:(?!\byou\b)[^.?!\n])"
+_I = r"\b(?:i|we)\b(?:(?!\byou\b)" + _NEAR + r"){0,30}?"
 _CANNOT = (
   r"(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to|not able to|"
   r"not allowed to|not permitted to|not going to|must decline|have to decline|refuse to)"
@@ -14,38 +17,57 @@ _TRIGGERS = ("n't", "not", "decline", "refuse", "unable")
 _REGRET = r"\b(?:sorry|apologies|unfortunately|regrettably)\b"
 _TOOLS = r"(?:tools?|functions?|apis?)"
 
-# "I can't find the date in your message" looks for something; it does not decline.
-_SEARCHING = (
-  r"(?!\s+(?:(?:find|see|determine|guess|proceed)\b(?![^.?!\n]{0,60}\b" + _TOOLS + r")|wait\b))"
+# "I can't find the date in your message" looks for something, and "I can't wait" or "I can't say
+# no" agrees; they do not decline.
+_OTHERWISE = (
+  r"(?!\s+(?:(?:find|see|determine|guess|proceed)\b(?![^.?!\n]{0,60}\b" + _TOOLS + r")|"
+  r"(?:wait|help but|say no|refuse|decline|stop|resist|hesitate|forget|fail|complain|believe|"
+  r"imagine|thank|agree more|be happier|only|just)\b))"
 )
 
 # Each form with what must occur in a sentence for it to match: plain search is a hundred times
 # faster than the pattern, and most sentences hold none of it.
 _FORMS: tuple[tuple[tuple[str, ...], str], ...] = (
   # English
-  (_TRIGGERS, _I + _CANNOT + _SEARCHING),
-  (_TRIGGERS, _REGRET + r"[^.?!\n]{0,20}?" + _CANNOT + _SEARCHING),
-  (("decline",), r"\b(?:i|we)\s+(?:must\s+|have\s+to\s+|respectfully\s+)?decline\b"),
+  (_TRIGGERS, _I + _CANNOT + _OTHERWISE),
+  (_TRIGGERS, _REGRET + _NOT_YOU + r"{0,20}?" + _CANNOT + _OTHERWISE),
+  (("decline",), r"\b(?:i|we)\s+(?:(?:must|have\s+to|respectfully)\s+){0,2}decline\b"),
   (
     ("none of", "neither of"),
     r"\b(?:none|neither) of (?:my|the|these|those|our|your)\b[^.?!\n]{0,30}?" + _TOOLS + r"\b",
   ),
-  (("no ",), r"\bno\b[^.?!\n]{0,20}?" + _TOOLS + r"\b"),
   (
-    ("n't have", "not have"),
-    r"\b(?:don't|do not) have\b[^.?!\n]{0,40}?\b(?:"
-    + _TOOLS
-    + r"|way|ability|access|capability)\b",
-  ),
-  (("beyond", "outside"), r"\b(?:beyond|outside)\b[^.?!\n]{0,20}?\b(?:my|our|the|what)\b"),
-  (
-    ("not something",),
-    r"\bnot something (?:i|we) (?:can|could|will|am able to|are able to)\b",
+    ("no ",),
+    r"\bno\b(?! (?:problem|doubt|worries|issue|need)\b)" + _NEAR + r"{0,20}?" + _TOOLS + r"\b",
   ),
   (
     ("n't", "not"),
-    r"\b(?:my|these|the|our)\b[^.?!\n]{0,20}?" + _TOOLS + r"\b[^.?!\n]{0,20}?"
-    r"(?:can't|cannot|can not|don't|do not|does not|doesn't|aren't|are not|isn't|is not)\b",
+    r"\bthere (?:isn't|is not|aren't|are not)\b" + _NEAR + r"{0,20}?" + _TOOLS + r"\b",
+  ),
+  (
+    ("n't have", "not have"),
+    r"\b(?:don't|do not) have\b(?! (?:to|any (?:problem|trouble))\b)"
+    + _NEAR
+    + r"{0,40}?\b(?:"
+    + _TOOLS
+    + r"|way|ability|access|capability)\b",
+  ),
+  (
+    ("beyond", "outside"),
+    r"(?<!not )\b(?:beyond|outside)\b" + _NEAR + r"{0,20}?\b(?:what (?:i|we|my|our|these|the)|"
+    r"abilit(?:y|ies)|capabilit(?:y|ies)|scope|reach|powers?|limits|remit|expertise|"
+    + _TOOLS
+    + r")\b",
+  ),
+  (
+    ("not something",),
+    r"\bnot something (?:i|we)(?:'m|'re| am| are)? (?:can|could|will|able to)\b",
+  ),
+  (
+    ("n't", "not"),
+    r"\b(?:my|these|the|our)\b" + _NEAR + r"{0,20}?" + _TOOLS + r"\b" + _NEAR + r"{0,20}?"
+    r"(?:can't|cannot|can not|don't|do not|does not|doesn't|aren't|are not|isn't|is not)\b"
+    r"(?! (?:need|require|mind|matter)\b)",
   ),
   (("possible",), r"\b(?:is|are|it's|that's) not possible\b|\bimpossible for me\b"),
   # Spanish, Portuguese, Italian, French
