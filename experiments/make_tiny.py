@@ -1,7 +1,7 @@
 """Makes the embedded policy: a tokenizer and a small decoder, warmed up on made-up tools.
 
     pip install -e .[tiny]
-    python experiments/make_tiny.py --out=runs/tiny --minutes=75
+    python experiments/make_tiny.py --out=runs/tiny
 
 The corpus is procedural (`grpo_jax/data/procedural.py`) over the word lists of `wonderwords` (MIT),
 without any word of the evaluation tools. The run is restartable: it saves its whole state every
@@ -15,7 +15,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -34,23 +34,29 @@ from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
-flags.DEFINE_integer("steps", 6000, "supervised steps in the whole schedule")
+flags.DEFINE_integer("steps", 2100, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")
 flags.DEFINE_integer("group_size", 8, "demonstrations per set of tools")
 flags.DEFINE_float(
   "request_weight", 0.25, "loss weight of a request's tokens: they repeat the schema's words"
 )
 flags.DEFINE_float("learning_rate", 1.5e-3, "peak of AdamW's learning rate")
+flags.DEFINE_float(
+  "muon_learning_rate", 0.008, "peak of Muon's, for the layers' matrices; 0: AdamW for all"
+)
+flags.DEFINE_integer("short_steps", 256, "first steps, which see short prompts and answers only")
 flags.DEFINE_integer("vocab_size", 2048, "tokens in the tokenizer, special ones included")
 flags.DEFINE_integer("hidden_size", 256, "model width")
 flags.DEFINE_integer("intermediate_size", 512, "mlp width")
 flags.DEFINE_integer("num_layers", 5, "decoder layers")
-flags.DEFINE_integer("save_every", 250, "steps between saved states")
+flags.DEFINE_integer("num_heads", 4, "query heads; half as many key/value heads")
+flags.DEFINE_integer("save_every", 100, "steps between saved states")
 flags.DEFINE_integer("stop_after", 0, "end after this step, the schedule unchanged; 0: at the end")
 flags.DEFINE_string("chat_template", "", "jinja file; empty: the one beside the embedded policy")
 
 PROMPT_BUCKETS = (128, 192, 256, 320, 384)
-COMPLETION_TOKENS = 96
+TURN_BUCKETS = (64, 80, 96, 128)
+SHORT = (128, 64)  # limits of the first steps: where there is less to search, copying comes sooner
 FUNCTION_WORDS = (
   "the a an to for with in of and me is are should i use can you please could would like need by "
   "from at on as it my that what which tell get up so plan want because into out set be will using "
@@ -86,44 +92,58 @@ def corpus_texts(words: Words, seed: int, sets: int) -> Iterator[str]:
 
 
 def rows_of(words: Words, tokenizer, seed: int, index: int, group: int):
-  """One row of the corpus: prompt ids, and the ids and first learned position of each answer."""
-  tools, shown = demonstrations(words, seed, index, group)
+  """Two rows of the corpus over one set of tools: the shorter and the longer half of its turns.
+
+  A row holds the prompt's ids and, for each turn, its ids and the position of its answer.
+  """
+  tools, shown = demonstrations(words, seed, index, 2 * group)
   ids = lambda text: tokenizer.encode(text).ids
   prompt = ids(f"<|im_start|>system\n{system_message(tools)}<|im_end|>\n")
   turns = []
   for demonstration in shown:
     asked = ids(f"<|im_start|>user\n{demonstration.request}<|im_end|>\n<|im_start|>assistant\n")
     turns.append((asked + ids(f"{demonstration.answer}<|im_end|>"), len(asked)))
-  return prompt, turns
+  turns.sort(key=lambda turn: len(turn[0]))
+  return [(prompt, turns[:group]), (prompt, turns[group:])]
 
 
 def batches(words: Words, tokenizer, seed: int, first: int) -> Iterator[SFTBatch]:
   """Batches from number `first` on: a pure function of (seed, number).
 
-  Sixteen batches' worth of rows are sorted by prompt length, cut into batches and shuffled, so that
-  few prompt tokens are padding. Rows over the limits are drawn again.
+  Sixteen batches' worth of rows are sorted by length, cut into batches and shuffled, so that few
+  tokens are padding. Rows over the limits are drawn again.
   """
   prompts, group, block = FLAGS.prompts_per_step, FLAGS.group_size, 16
   for number in range(first // block, 10**9):
+    short = number * block < FLAGS.short_steps
+    longest_prompt, longest_turn = SHORT if short else (PROMPT_BUCKETS[-1], TURN_BUCKETS[-1])
     rows = []
-    index = number * prompts * block * 2  # room for what is drawn again
+    index = number * prompts * block * 16  # room for what is drawn again
     while len(rows) < prompts * block:
-      row = rows_of(words, tokenizer, seed, index, group)
+      rows += [
+        row
+        for row in rows_of(words, tokenizer, seed, index, group)
+        if len(row[0]) <= longest_prompt and len(row[1][-1][0]) <= longest_turn
+      ]
       index += 1
-      if len(row[0]) <= PROMPT_BUCKETS[-1] and max(len(t) for t, _ in row[1]) <= COMPLETION_TOKENS:
-        rows.append(row)
-    rows.sort(key=lambda row: len(row[0]))
+    rows = rows[: prompts * block]
+    rows.sort(key=lambda row: (bucket(len(row[1][-1][0]), TURN_BUCKETS), len(row[0])))
     order = np.random.default_rng([seed, number]).permutation(block)
     for position, i in enumerate(order):
       if number * block + position >= first:
         yield to_batch(rows[i * prompts : (i + 1) * prompts])
 
 
+def bucket(length: int, buckets: Sequence[int]) -> int:
+  """The smallest bucket that holds `length`."""
+  return next(b for b in buckets if b >= length)
+
+
 def to_batch(rows) -> SFTBatch:
-  """Pads rows to their bucket."""
-  longest = max(len(prompt) for prompt, _ in rows)
-  length = next(b for b in PROMPT_BUCKETS if b >= longest)
-  shape = (len(rows), len(rows[0][1]), COMPLETION_TOKENS)
+  """Pads rows to their buckets."""
+  length = bucket(max(len(prompt) for prompt, _ in rows), PROMPT_BUCKETS)
+  turn_length = bucket(max(len(turns[-1][0]) for _, turns in rows), TURN_BUCKETS)
+  shape = (len(rows), len(rows[0][1]), turn_length)
   tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
   answers, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
   for p, (prompt, turns) in enumerate(rows):
@@ -164,16 +184,21 @@ def main(_) -> None:
     hidden_size=FLAGS.hidden_size,
     intermediate_size=FLAGS.intermediate_size,
     num_layers=FLAGS.num_layers,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=FLAGS.hidden_size // 4,
+    num_heads=FLAGS.num_heads,
+    num_kv_heads=FLAGS.num_heads // 2,
+    head_dim=FLAGS.hidden_size // FLAGS.num_heads,
     rope_theta=1e6,
     tie_embeddings=True,
     max_position_embeddings=2048,
     eos_token_ids=(end, pad),
     pad_token_id=pad,
   )
-  cfg = SFTConfig(learning_rate=FLAGS.learning_rate, total_steps=FLAGS.steps, warmup_steps=100)
+  cfg = SFTConfig(
+    learning_rate=FLAGS.learning_rate,
+    muon_learning_rate=FLAGS.muon_learning_rate,
+    total_steps=FLAGS.steps,
+    warmup_steps=100,
+  )
   tx = sft_optimizer(cfg)
   step = make_sft_step(policy, cfg, tx)
   params = init_induction_params(policy, jax.random.key(FLAGS.seed))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from grpo_jax.models import DecoderConfig, Params, completion_logprobs
 
@@ -39,7 +40,9 @@ class SFTConfig:
   """How supervised training is run.
 
   Attributes:
-    learning_rate: peak, reached after `warmup_steps`, then a cosine to a twentieth of it.
+    learning_rate: AdamW's peak, reached after `warmup_steps`, then a cosine to a twentieth of it.
+    muon_learning_rate: peak for the layers' matrices, which Muon (Jordan et al. 2024) then updates;
+      same schedule. 0 leaves everything to AdamW.
     warmup_steps: linear warm-up, in steps.
     total_steps: length of the whole schedule, in steps.
     weight_decay: AdamW's, on matrices only.
@@ -49,6 +52,7 @@ class SFTConfig:
   """
 
   learning_rate: float = 1e-3
+  muon_learning_rate: float = 0.0
   warmup_steps: int = 100
   total_steps: int = 1000
   weight_decay: float = 0.01
@@ -59,20 +63,38 @@ class SFTConfig:
   def __post_init__(self) -> None:
     if not 0 <= self.warmup_steps < self.total_steps:
       raise ValueError("warmup_steps must lie in [0, total_steps)")
-    if self.learning_rate <= 0:
-      raise ValueError("learning_rate must be positive")
+    if self.learning_rate <= 0 or self.muon_learning_rate < 0:
+      raise ValueError("learning_rate must be positive, muon_learning_rate not below 0")
 
 
 def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
-  """Builds AdamW with a clipped gradient, linear warm-up and one cosine."""
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, cfg.learning_rate, cfg.warmup_steps, cfg.total_steps, 0.05 * cfg.learning_rate
+  """Builds AdamW (and Muon for the layers' matrices) with clipping, warm-up and one cosine."""
+  schedule = lambda peak: optax.warmup_cosine_decay_schedule(
+    0.0, peak, cfg.warmup_steps, cfg.total_steps, 0.05 * peak
   )
   matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-  return optax.chain(
-    optax.clip_by_global_norm(cfg.clip_norm),
-    optax.adamw(schedule, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=matrices),
+  clip = optax.clip_by_global_norm(cfg.clip_norm)
+  if not cfg.muon_learning_rate:
+    adamw = optax.adamw(
+      schedule(cfg.learning_rate), b2=cfg.b2, weight_decay=cfg.weight_decay, mask=matrices
+    )
+    return optax.chain(clip, adamw)
+  muon = optax.contrib.muon(
+    schedule(cfg.muon_learning_rate),
+    weight_decay=cfg.weight_decay,
+    adam_b2=cfg.b2,
+    adam_learning_rate=schedule(cfg.learning_rate),
+    muon_weight_dimension_numbers=_layer_matrices,
   )
+  return optax.chain(clip, muon)
+
+
+def _layer_matrices(params: Params) -> Params:
+  """Marks what Muon updates. Embeddings and an untied head are look-up tables: not they."""
+  mark = lambda path, x: (
+    MuonDimensionNumbers() if path[0].key.startswith("layers_") and x.ndim == 2 else None
+  )
+  return jax.tree_util.tree_map_with_path(mark, params)
 
 
 def sft_loss(
