@@ -37,7 +37,7 @@ ERRORS: Mapping[str, str] = MappingProxyType(
     "reward_error": "the reward function raised an exception",
     "reward_timeout": "the reward function exceeded its time limit",
     "reward_crash": "the process of the reward function ended",
-    "reward_invalid": "the reward function did not return a finite number",
+    "reward_invalid": "the reward function did not return a finite number, or one beyond 1e9",
   }
 )
 

@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -192,11 +193,9 @@ class JudgeReward(InProcess):
       {"role": "user", "content": question},
     ]
     cached = self._cached(messages)
-    if cached is not None and cached.exists():
-      try:
-        return read_score(cached.read_text())
-      except ValueError:
-        cached.unlink(missing_ok=True)  # cut off by a full disk: ask again
+    if cached is not None:
+      with suppress(OSError, ValueError):  # not there, or cut off: ask, and write it anew
+        return read_score(cached.read_text(encoding="utf-8"))
     try:
       reply = self._client.chat.completions.create(
         model=self._config.model,
@@ -209,7 +208,8 @@ class JudgeReward(InProcess):
     except Exception:  # whatever the network, the server or the judge did, the run goes on
       return traceback.format_exc()
     if cached is not None:
-      _write_whole(cached, content)
+      with suppress(OSError):  # a full disk costs the next run a request, not this run its life
+        _write_whole(cached, content)
     return score
 
   def _cached(self, messages: Any) -> Path | None:
@@ -242,6 +242,6 @@ def read_score(text: str) -> float:
 
 def _write_whole(path: Path, text: str) -> None:
   # Written aside and moved into place: another process must never read half a verdict.
-  with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-    file.write(text)
+  with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+    file.write(text.encode("utf-8", "replace"))
   os.replace(file.name, path)

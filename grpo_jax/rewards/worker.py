@@ -28,6 +28,8 @@ from grpo_jax.schema import ToolTask
 #: A call that runs this many times its limit ends the process even if the parent is gone.
 _LIMIT_FACTOR = 2.0
 _MAX_TEXT = 8000
+#: A larger number is no reward: its square overflows the float32 of the training step.
+MAX_REWARD = 1e9
 
 
 class NotFound(ValueError):
@@ -69,8 +71,8 @@ def call_reward(function: Callable[..., Any], completion: str, task: ToolTask) -
   `RewardBreakdown`, or verl's mapping with `score`, whose other numbers become parts.
 
   Raises:
-    InvalidResult: the result is none of these, or not finite. Whatever the function raises goes
-      through.
+    InvalidResult: the result is none of these, not finite, or beyond `MAX_REWARD`. Whatever the
+      function raises goes through.
   """
   parameters = inspect.signature(function).parameters
   if "solution_str" in parameters:
@@ -110,7 +112,7 @@ def _plain(result: Any) -> dict[str, Any]:
     numbers = {
       str(name): float(value)
       for name, value in result.items()
-      if name != "score" and isinstance(value, Real) and math.isfinite(value)
+      if name != "score" and isinstance(value, Real) and abs(value) <= MAX_REWARD
     }
     return {"total": _finite(result["score"]), "parts": numbers}
   return {"total": _finite(result)}
@@ -122,8 +124,11 @@ def _finite(value: Any) -> float:
     number = float(value) if hasattr(value, "__float__") else math.nan
   except (TypeError, ValueError, OverflowError, RuntimeError):
     number = math.nan
-  if not math.isfinite(number):
-    raise InvalidResult(f"returned {value!r:.200}; expected a finite number or a RewardBreakdown")
+  if not abs(number) <= MAX_REWARD:
+    raise InvalidResult(
+      f"returned {value!r:.200}; expected a finite number (at most {MAX_REWARD:g}) or a "
+      "RewardBreakdown"
+    )
   return number
 
 

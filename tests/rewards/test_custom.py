@@ -34,6 +34,7 @@ def nasty(completion, task):
   if completion == "hang":
     while True: pass
   if completion == "nan": return float("nan")
+  if completion == "huge": return -1e300
   if completion == "none": return None
   if completion == "text": return "0.5"
   if completion == "die": os._exit(7)
@@ -59,6 +60,7 @@ FAILURES = {
   "exit": ("reward_error", "SystemExit: 3"),
   "hang": ("reward_timeout", "no result after 0.5 seconds"),
   "nan": ("reward_invalid", "returned nan"),
+  "huge": ("reward_invalid", "returned -1e+300"),
   "none": ("reward_invalid", "returned None"),
   "text": ("reward_invalid", "returned '0.5'"),
   "bad parts": ("reward_invalid", "returned inf"),

@@ -127,6 +127,14 @@ def test_equal_answers_are_asked_once_and_kept_on_disk(endpoint, tmp_path):
   assert len(endpoint.requests) == 2
 
 
+def test_a_cache_that_cannot_be_used_costs_requests_and_ends_nothing(endpoint, tmp_path):
+  folder = tmp_path / "cache"
+  with judge(endpoint, cache_dir=str(folder)) as reward:
+    folder.rmdir()
+    assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 0.875
+    assert reward.failures() == {}
+
+
 @pytest.mark.parametrize(
   "reply", [500, 400, "I like it.", '{"score": 2}', '{"score": 0.1} or {"score": 0.9}', 1.5]
 )
