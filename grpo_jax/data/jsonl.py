@@ -18,6 +18,7 @@ if TYPE_CHECKING:
   import pyarrow
 
 MAX_ROW_BYTES = 16 * 2**20  # far above any prompt; a longer line is a broken file
+MAX_DEPTH = 100  # later steps recurse in Python; no schema comes near it
 SHOWN_ERRORS = 20
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -176,6 +177,10 @@ def _json_rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     elif not text.startswith("]", position):
       yield f":{line}", _Broken('expected "," or "]" after this task')
       return
+  end = _after_space(text, position + 1)
+  if end < len(text):
+    line += text.count("\n", counted, end)
+    yield f":{line}", _Broken("expected nothing after the list of tasks")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -262,7 +267,14 @@ def _checked_text(row: Any) -> Any:
     json.dumps(row, ensure_ascii=False).encode()
   except UnicodeEncodeError:
     return _Broken("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+  if _deeper(row, MAX_DEPTH):
+    return _Broken(f"nested deeper than {MAX_DEPTH}; expected one task as an object")
   return row
+
+
+def _deeper(value: Any, levels: int) -> bool:
+  inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return levels < 0 or any(_deeper(entry, levels - 1) for entry in inner)
 
 
 def _after_space(text: str, position: int) -> int:

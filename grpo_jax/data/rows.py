@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_jax.schema import ToolSpec, ToolTask
 
 ROLES = ("system", "user", "assistant", "tool")
+
+# Calls in another form than the contract's list. As text they would count as a refusal, and the
+# policy would learn to decline what it should do.
+_CALL_AS_TEXT = re.compile(
+  r"""\s*(?:\[\s*[\[{"']|\{\s*["']|\[?\s*[A-Za-z_][\w.]*\([^\s()]*=.*\)\s*\]?\s*$)"""
+  r"""|.*(?:<tool_call>|<\|python_tag\||"arguments"\s*:)""",
+  re.DOTALL,
+)
 
 
 def read_row(row: Any) -> ToolTask:
@@ -176,6 +185,18 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
 
 def _check_answer(task: ToolTask) -> None:
   """A wanted call of a tool that is not on offer, or without a required argument, is a mistake."""
+  if not task.calls and _CALL_AS_TEXT.match(task.answer):
+    raise ValueError(
+      "the ground truth is text but looks like a call; expected a JSON list of "
+      '{"name": text, "arguments": object}'
+    )
+  for call, accepted in zip(task.calls, task.possible_answers or (), strict=False):
+    options = accepted.get(call.name)
+    if not isinstance(options, Mapping) or not all(isinstance(o, list) for o in options.values()):
+      raise ValueError(
+        '"extra_info.possible_answers" must hold an object of the form '
+        f'{{"{call.name}": {{argument: [accepted values]}}}} where that call is wanted'
+      )
   for call in task.calls:
     try:
       json.dumps(call.to_json(), allow_nan=False)

@@ -59,6 +59,7 @@ def test_every_bad_line_is_named_with_its_number(tmp_path):
     '{"prompt": "a", "reward_model": {"ground_truth": NaN}}',
     "[" * 100_000,
     '{"prompt": "a", "reward_model": {"ground_truth": ' + "9" * 5000 + "}}",
+    '{"prompt": "a", "tools": ' + "[" * 900 + "]" * 900 + "}",
   )
   errors = errors_of(path)
   expected = {
@@ -71,6 +72,7 @@ def test_every_bad_line_is_named_with_its_number(tmp_path):
     9: "NaN is no JSON number",
     10: "nested too deeply",
     11: "Exceeds the limit",
+    12: "nested deeper than 100",
   }
   assert len(errors) == len(expected)
   for error, (line, problem) in zip(errors, expected.items(), strict=True):
@@ -107,6 +109,8 @@ def test_a_json_list_is_read_with_the_line_of_each_task(tmp_path):
   assert errors_of(path) == [f'{path}:2: expected "," or "]" after this task']
   path.write_text(f"[\n{GOOD[0]},\n{GOOD[1][:50]}")
   assert errors_of(path)[0].startswith(f"{path}:3: not JSON")
+  path.write_text(f"[{GOOD[0]}]\n[{GOOD[1]}]")
+  assert errors_of(path) == [f"{path}:2: expected nothing after the list of tasks"]
   path.write_text("7")
   assert errors_of(path) == [f"{path}: expected a JSON list of tasks, or one task a line"]
   path.write_text("\n".join(GOOD))

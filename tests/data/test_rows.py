@@ -204,6 +204,45 @@ PATHS = [
 ]
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
+    'Sure: <tool_call>{"name": "get_weather"',
+    '[ {"name": "get_weather", "argum',
+    "[{'name': 'get_weather', 'arguments': {}}]",
+    "{'name': 'get_weather'}",
+    "[get_weather(city='Oslo')]",
+    "get_weather(city='Oslo', days=2)",
+    '```json\n[{"name": "get_weather", "arguments": {}}]\n```',
+  ],
+)
+def test_calls_in_another_form_are_an_error_and_no_refusal(text):
+  problem = "looks like"
+  with pytest.raises(ValueError, match=problem):
+    read_row(contract(reward_model={"ground_truth": text}, extra_info=None))
+  with pytest.raises(ValueError, match=problem):
+    read_row(chat(ASK, {"role": "assistant", "content": text}))
+
+
+@pytest.mark.parametrize(
+  "text", ["Sorry (really), I can't.", "[Sorry] I can't.", "Which city (Oslo)?", "f(x) is what?"]
+)
+def test_brackets_alone_make_no_call(text):
+  task = read_row(contract(reward_model={"ground_truth": text}, extra_info=None))
+  assert task.behavior == ("clarify" if "?" in text else "refuse")
+
+
+@pytest.mark.parametrize(
+  "accepted", [{"fly": {"city": ["Oslo"]}}, {"get_weather": {"city": "Oslo"}}, {"get_weather": []}]
+)
+def test_accepted_values_must_be_those_of_the_wanted_call(accepted):
+  extra = {"possible_answers": [accepted]}
+  with pytest.raises(ValueError, match=r"possible_answers.*get_weather.*accepted values"):
+    read_row(contract(extra_info=extra))
+  read_row(contract(extra_info={"possible_answers": [{"get_weather": {"city": ["Oslo", ""]}}]}))
+
+
 @settings(max_examples=300, deadline=None)
 @given(path=st.sampled_from(PATHS), value=JSON)
 def test_a_wrong_type_anywhere_is_an_error_and_never_a_crash(path, value):
