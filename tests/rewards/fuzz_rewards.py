@@ -23,6 +23,20 @@ with atheris.instrument_imports(include=["grpo_jax"]):
   from grpo_jax.schema import BEHAVIORS, ToolTask
 
 TASKS = [ToolTask.from_row(row) for row in generate(0, "train", 40)]
+# Beside the generator's tasks: parallel calls, accepted values, and no tools at all.
+F = {"a": {"type": "float"}, "b": {"type": "array"}, "c": {"type": "dict"}}
+TASKS += [
+  ToolTask.from_row(
+    {
+      "prompt": "x",
+      "tools": [{"name": "f", "parameters": {"properties": F}}],
+      "reward_model": {"ground_truth": [{"name": "f", "arguments": {"a": i}} for i in (1, 2.5)]},
+      "extra_info": {"possible_answers": accepted},
+    }
+  )
+  for accepted in (None, [{"f": {"a": [1], "b": [["x"], ""], "c": [{"k": ["y"]}, ""]}}] * 2)
+]
+TASKS.append(ToolTask.from_row({"prompt": "x", "reward_model": {"ground_truth": "Which one?"}}))
 
 #: What calls are made of; libFuzzer puts these pieces together.
 TOKENS = (
