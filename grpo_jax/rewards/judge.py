@@ -188,7 +188,7 @@ class JudgeReward(InProcess):
 
   def _verdict(self, question: str) -> float | str:
     """A score, or the traceback of what went wrong; runs in a thread."""
-    messages = [
+    messages: Any = [
       {"role": "system", "content": _INSTRUCTION},
       {"role": "user", "content": question},
     ]

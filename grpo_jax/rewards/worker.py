@@ -112,7 +112,7 @@ def _plain(result: Any) -> dict[str, Any]:
     numbers = {
       str(name): float(value)
       for name, value in result.items()
-      if name != "score" and isinstance(value, Real) and abs(value) <= MAX_REWARD
+      if name != "score" and isinstance(value, Real) and abs(float(value)) <= MAX_REWARD
     }
     return {"total": _finite(result["score"]), "parts": numbers}
   return {"total": _finite(result)}
