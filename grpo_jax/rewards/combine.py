@@ -104,6 +104,14 @@ class CombinedReward(InProcess):
     self._normalise: Normalise = normalise
     self._group_size = group_size
 
+  def unnormalised(self) -> CombinedReward:
+    """The same rewards and weights without normalisation, on the same processes.
+
+    What an evaluation needs: standardised totals have mean 0 whatever the policy does, and held-out
+    tasks do not come in groups.
+    """
+    return CombinedReward(self.rewards, self.weights)
+
   def score_batch(
     self, completions: Sequence[str], tasks: Sequence[ToolTask]
   ) -> list[RewardBreakdown]:

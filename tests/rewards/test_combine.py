@@ -58,6 +58,14 @@ def test_a_wide_reward_does_not_drown_a_narrow_one_once_normalised():
   assert [found.total for found in scaled] == pytest.approx([1 / 3, -1 / 3])
 
 
+def test_an_evaluation_gets_the_totals_without_normalisation():
+  plain = CombinedReward([BuiltInReward("tiered"), Length()], [3, 1])
+  scaled = CombinedReward([BuiltInReward("tiered"), Length()], [3, 1], "group", 2)
+  one = scaled.unnormalised().score_batch(["Which city?"], [TASK])
+  assert one == plain.score_batch(["Which city?"], [TASK])
+  assert scaled.unnormalised().rewards == scaled.rewards
+
+
 @pytest.mark.parametrize(
   ("rewards", "weights", "normalise", "group_size", "match"),
   [
