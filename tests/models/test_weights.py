@@ -272,15 +272,20 @@ def test_tensors_are_read_straight_into_shards(folder, tmp_path):
 
 
 MEMORY = """
-import pathlib, sys
+import os, pathlib, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + sys.argv[3]
 import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from grpo_jax.models import load_pretrained
 def status(name):
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 jax.device_put(np.zeros(9)).block_until_ready()
+mesh = jax.make_mesh((jax.device_count(),), ("a",), axis_types=(AxisType.Auto,))
+split = NamedSharding(mesh, PartitionSpec("a"))
+sharding = None if mesh.size == 1 else lambda path, shape: split
 before = status("VmRSS")
-config, params = load_pretrained(sys.argv[1], sys.argv[2])
+config, params = load_pretrained(sys.argv[1], sys.argv[2], sharding)
 resident = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 # Not ru_maxrss: a child inherits its parent's.
 print(before, status("VmHWM"), resident)
@@ -288,8 +293,8 @@ print(before, status("VmHWM"), resident)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize(("stored", "dtype"), [("float32", "float32"), ("bfloat16", "float32")])
-def test_loading_needs_no_more_than_a_quarter_above_the_largest_tensor(stored, dtype, tmp_path):
+@pytest.mark.parametrize(("stored", "devices"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 4)])
+def test_loading_needs_no_more_than_a_quarter_above_the_largest_tensor(stored, devices, tmp_path):
   config = DecoderConfig(40_000, 512, 2048, 12, 8, 4, 64, tie_embeddings=True)
   params = jax.tree.map(
     lambda s: np.ones(s.shape, stored),
@@ -298,7 +303,10 @@ def test_loading_needs_no_more_than_a_quarter_above_the_largest_tensor(stored, d
   save_pretrained(config, params, tmp_path, max_shard_bytes=100_000_000)
   del params
   done = subprocess.run(
-    [sys.executable, "-c", MEMORY, tmp_path, dtype], check=True, capture_output=True, text=True
+    [sys.executable, "-c", MEMORY, tmp_path, "float32", str(devices)],
+    check=True,
+    capture_output=True,
+    text=True,
   )
   before, peak, resident = map(int, done.stdout.split())
   largest = 40_000 * 512 * 4
