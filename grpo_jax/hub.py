@@ -62,7 +62,13 @@ def checkpoint_folder(model: str | Path, files: tuple[str, ...]) -> Path:
       f"there is no folder {str(model)!r} and no model {name!r} on the hub (a private one needs "
       "HF_TOKEN)"
     ) from error
-  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+  except errors.HfHubHTTPError as error:
+    said = str(error).splitlines()[0]
+    raise PermissionError(
+      f"the hub refuses {name}{at} (is HF_TOKEN still valid?): {said}"
+    ) from error
+  # The last of these is a proxy that refuses, or a connection lost for good amid a download.
+  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
     raise FileNotFoundError(
       f"{name}{at} is not in the local cache and the hub cannot be reached: connect once (with "
       f"HF_HUB_OFFLINE unset), or run `hf download {name}` elsewhere and pass the folder"

@@ -41,6 +41,8 @@ class Hub(BaseHTTPRequestHandler):
     repo = parts[2:4] if parts[0] == "api" else parts[:2]
     if repo == ["owner", "gated"] and "Authorization" not in self.headers:
       return self.fail(401, "GatedRepo")
+    if self.headers.get("Authorization") == "Bearer hf_expired":
+      return self.fail(401, "")
     if repo not in (["owner", "model"], ["owner", "gated"]):
       return self.fail(401, "RepoNotFound")
     revision = parts[5] if parts[0] == "api" else parts[3]
@@ -176,9 +178,25 @@ def test_offline_without_a_cached_copy_says_what_to_do(fetch, server):
   assert not server.requests
 
 
-def test_an_unreachable_hub_says_the_same(fetch):
-  said = fetch("owner/model@v1", HF_ENDPOINT="http://127.0.0.1:9")
-  assert said.startswith("FileNotFoundError: owner/model at revision v1 is not in the local cache")
+def test_an_unreachable_hub_says_the_same(fetch, server):
+  refusing = f"http://127.0.0.1:{server.server_port}"  # it is no proxy
+  for environment in (
+    {"HF_ENDPOINT": "http://127.0.0.1:9"},
+    {"HF_ENDPOINT": "https://hub.invalid", "HTTPS_PROXY": refusing},
+  ):
+    said = fetch("owner/model@v1", **environment)
+    assert said.startswith(
+      "FileNotFoundError: owner/model at revision v1 is not in the local cache"
+    )
+    assert said.count("\n") == 0
+
+
+def test_a_token_that_has_expired_is_suspected_in_one_sentence(fetch):
+  said = fetch("owner/model", HF_TOKEN="hf_expired")
+  assert said.startswith(
+    "PermissionError: the hub refuses owner/model (is HF_TOKEN still valid?): "
+  )
+  assert "401" in said
   assert said.count("\n") == 0
 
 
