@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -63,7 +64,8 @@ class JudgeConfig:
       the rest) or `answers` (all).
     rubrics: what to look for, by wanted behaviour.
     cache_dir: folder for verdicts, by content; None keeps none.
-    time_limit: seconds for one request.
+    time_limit: seconds for one request; a verdict that is not there after `retries + 1` times that
+      has failed, even if the server keeps sending something.
     retries: further requests after one that failed.
     parallel: requests at a time.
     max_tokens: of a verdict.
@@ -116,13 +118,15 @@ class JudgeReward(InProcess):
     self._rule = rule
     self._failures: Counter[str] = Counter()
     self._first_traceback = ""
+    # Connections belong to the event loop of one batch, so each batch opens a client of its own.
+    self._open_client = lambda: openai.AsyncOpenAI(
+      base_url=config.base_url,
+      api_key=config.api_key or os.environ.get("OPENAI_API_KEY", "none"),
+      timeout=config.time_limit,
+      max_retries=config.retries,
+    )
     try:
-      self._client = openai.OpenAI(
-        base_url=config.base_url,
-        api_key=config.api_key or os.environ.get("OPENAI_API_KEY", "none"),
-        timeout=config.time_limit,
-        max_retries=config.retries,
-      )
+      self._open_client()
     except openai.OpenAIError as error:
       raise ValueError(f"the judge's client cannot be made: {error}") from None
     if config.cache_dir is not None:
@@ -153,8 +157,7 @@ class JudgeReward(InProcess):
     return self._first_traceback
 
   def close(self) -> None:
-    """Closes the connections."""
-    self._client.close()
+    """Ends the rule's workers; the judge's connections ended with their batch."""
     self._rule.close()
 
   def _is_judged(self, found: RewardBreakdown, task: ToolTask) -> bool:
@@ -178,16 +181,22 @@ class JudgeReward(InProcess):
     )
 
   def _verdicts(self, questions: Sequence[str]) -> dict[str, float | None]:
-    with ThreadPoolExecutor(self._config.parallel) as pool:
-      verdicts = dict(zip(questions, pool.map(self._verdict, questions), strict=True))
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop
+      found = thread.submit(asyncio.run, self._ask_all(questions)).result()
+    verdicts = dict(zip(questions, found, strict=True))
     for verdict in verdicts.values():
       if isinstance(verdict, str):
         self._failures["judge_error"] += 1
         self._first_traceback = self._first_traceback or verdict
     return {q: None if isinstance(v, str) else v for q, v in verdicts.items()}
 
-  def _verdict(self, question: str) -> float | str:
-    """A score, or the traceback of what went wrong; runs in a thread."""
+  async def _ask_all(self, questions: Sequence[str]) -> list[float | str]:
+    slots = asyncio.Semaphore(self._config.parallel)
+    async with self._open_client() as client:
+      return await asyncio.gather(*(self._verdict(client, slots, q) for q in questions))
+
+  async def _verdict(self, client: Any, slots: asyncio.Semaphore, question: str) -> float | str:
+    """A score, or the traceback of what went wrong."""
     messages: Any = [
       {"role": "system", "content": _INSTRUCTION},
       {"role": "user", "content": question},
@@ -196,13 +205,17 @@ class JudgeReward(InProcess):
     if cached is not None:
       with suppress(OSError, ValueError):  # not there, or cut off: ask, and write it anew
         return read_score(cached.read_text(encoding="utf-8"))
+    asked = lambda: client.chat.completions.create(
+      model=self._config.model,
+      messages=messages,
+      temperature=0.0,
+      max_tokens=self._config.max_tokens,
+    )
     try:
-      reply = self._client.chat.completions.create(
-        model=self._config.model,
-        messages=messages,
-        temperature=0.0,
-        max_tokens=self._config.max_tokens,
-      )
+      async with slots:
+        # The client's own limit is on silence: it does not end a reply that trickles.
+        limit = self._config.time_limit * (self._config.retries + 1)
+        reply = await asyncio.wait_for(asked(), limit)
       content = reply.choices[0].message.content or ""
       score = read_score(content)
     except Exception:  # whatever the network, the server or the judge did, the run goes on

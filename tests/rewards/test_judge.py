@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -35,7 +37,8 @@ class Endpoint:
   Attributes:
     url: for the client.
     requests: the bodies received.
-    replies: what to do instead, by answer text: a status code, a reply text, or seconds to wait.
+    replies: what to do instead, by answer text: a status code, a reply text, seconds to wait, or
+      `trickle` to send a space every tenth of a second for ten.
   """
 
   def __init__(self) -> None:
@@ -55,6 +58,15 @@ class Endpoint:
           time.sleep(special)
         if isinstance(special, int):
           self.send_error(special)
+          return
+        if special == "trickle":
+          self.send_response(200)
+          self.send_header("Content-Length", "1000")
+          self.end_headers()
+          with contextlib.suppress(OSError):  # until the client has had enough
+            for _ in range(100):
+              self.wfile.write(b" ")
+              time.sleep(0.1)
           return
         score = 0.875 if "city" in answer else 0.125
         content = special if isinstance(special, str) else f'{{"score": {score}, "reason": "-"}}'
@@ -197,3 +209,21 @@ def test_contradicting_settings_are_rejected():
     JudgeConfig("")
   with pytest.raises(ValueError, match="positive"):
     JudgeConfig("m", time_limit=0)
+
+
+def test_a_reply_that_trickles_is_bounded_and_the_others_stand(endpoint):
+  endpoint.replies = {"Which town?": "trickle"}
+  began = time.monotonic()
+  with judge(endpoint, time_limit=0.5, retries=1) as reward:
+    slow, quick = reward.score_batch(["Which town?", "Which city?"], [CLARIFY, CLARIFY])
+  assert time.monotonic() - began < 5
+  assert slow.parts["judge/failed"] == 1.0 and quick.total == 0.875
+  assert reward.failures() == {"judge_error": 1}
+
+
+def test_a_judge_scores_where_an_event_loop_runs_already(endpoint):
+  async def in_a_notebook() -> float:
+    with judge(endpoint) as reward:
+      return reward.score_batch(["Which city?"], [CLARIFY])[0].total
+
+  assert asyncio.run(in_a_notebook()) == 0.875
