@@ -19,11 +19,13 @@ class ToolSpec:
     name: the tool's name, matched exactly.
     description: free text shown to the model.
     parameters: a JSON schema of type `object` (`properties`, `required`).
+    given: the tool as it was read: templates show its own key order and further keys.
   """
 
   name: str
   description: str = ""
   parameters: Mapping[str, Any] = field(default_factory=dict)
+  given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
   @property
   def properties(self) -> Mapping[str, Any]:
@@ -44,6 +46,14 @@ class ToolSpec:
       "parameters": dict(self.parameters),
     }
 
+  def to_chat(self) -> dict[str, Any]:
+    """Returns the tool in its envelope for a chat template, exactly as it was given."""
+    if self.given is None:
+      return {"type": "function", "function": self.to_json()}
+    if "function" in self.given:
+      return dict(self.given)
+    return {"type": "function", "function": dict(self.given)}
+
   @classmethod
   def from_json(cls, value: Any) -> ToolSpec:
     """Reads a tool with or without the `{"type": "function", "function": ...}` envelope.
@@ -51,6 +61,7 @@ class ToolSpec:
     Raises:
       ValueError: `value` is not a tool; the message says what is missing.
     """
+    given = value
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
       value = value["function"]
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
@@ -58,7 +69,7 @@ class ToolSpec:
     parameters = value.get("parameters") or {}
     if not isinstance(parameters, Mapping):
       raise ValueError(f'tool {value["name"]!r}: "parameters" must be a JSON schema object')
-    return cls(value["name"], str(value.get("description") or ""), parameters)
+    return cls(value["name"], str(value.get("description") or ""), parameters, given)
 
 
 @dataclass(frozen=True)

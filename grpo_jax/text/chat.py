@@ -59,7 +59,7 @@ def render_messages(
 ) -> str:
   """A conversation as text, with `tools` on offer; see `render`."""
   chat = [dict(message) for message in messages]
-  schemas = [{"type": "function", "function": tool.to_json()} for tool in tools]
+  schemas = [tool.to_chat() for tool in tools]
   if schemas and not supports_tools(tokenizer):
     chat, schemas = _with_tools_in_system(chat, tools), []
   return _apply(tokenizer, chat, schemas, add_generation_prompt)

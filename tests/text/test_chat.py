@@ -59,6 +59,17 @@ def test_a_template_may_walk_through_the_arguments_of_tools(tokenizer):
   assert render_messages(tokenizer, [USER], [tool]) == "<city: STRING>[user]Time?[assistant]"
 
 
+def test_templates_show_tools_with_their_own_keys_in_their_own_order(tokenizer):
+  tokenizer.chat_template = WITH_TOOLS
+  tools = [
+    {"type": "function", "function": {"strict": True, "parameters": {}, "name": "f"}},
+    {"function": {"description": "d", "name": "g"}, "type": "function"},
+  ]
+  row = {"prompt": [USER], "reward_model": {"ground_truth": "When?"}, "tools": tools}
+  shown = tokenizer.apply_chat_template([USER], tools=tools, tokenize=False)
+  assert render_text(tokenizer, ToolTask.from_row(row), False) == shown
+
+
 def test_tools_go_into_the_system_message_otherwise(tokenizer):
   assert not supports_tools(tokenizer)
   text = render_text(tokenizer, _task([SYSTEM, USER]))
