@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   try:
     earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
     summary, rows = score_policy()
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"evaluate: {error}")
   scores.parent.mkdir(parents=True, exist_ok=True)
   scores.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import Params, save_pretrained
 from grpo_jax.report import write_report
-from grpo_jax.rewards import Reward, load_reward
+from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
 from grpo_jax.run_config import RunConfig
 from grpo_jax.schema import ToolTask
@@ -99,12 +99,14 @@ def held_out_rewards(run: Run, params: Params, reward: Reward) -> dict[str, floa
 def _evaluated(
   run: Run, params: Params, tasks: Sequence[ToolTask], reward: Reward
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  # A score on held-out tasks stands for itself; normalising would compare unrelated prompts.
+  plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   return evaluate(
     run.policy,
     params,
     run.tokenizer,
     tasks,
-    reward=reward,
+    reward=plain,
     max_prompt_tokens=run.config.max_prompt_tokens,
     max_completion_tokens=run.grpo.sampling.max_tokens,
     stop_ids=run.stop_ids,
