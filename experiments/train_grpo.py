@@ -92,6 +92,9 @@ flags.DEFINE_integer("keep_checkpoints", D.keep_checkpoints, "newest checkpoints
 flags.DEFINE_integer(
   "eval_every", D.eval_every, "steps between evaluations; 0: before and after only"
 )
+flags.DEFINE_integer(
+  "kl_every", D.kl_every, "steps between measurements of the KL to the start without --kl_weight"
+)
 flags.DEFINE_enum(
   "resume", D.resume, ["auto", "never"], "continue a run folder that has checkpoints"
 )
@@ -103,12 +106,15 @@ PRESETS = {
   "tiny": {
     "steps": 80,
     "prompts_per_step": 12,
-    "micro_batch_prompts": 0,
+    "micro_batch_prompts": 3,
     "group_size": 8,
     "max_prompt_tokens": 448,
     "max_completion_tokens": 64,
-    "learning_rate": 5e-5,
-    "kl_weight": 0.001,
+    "learning_rate": 6e-5,
+    # At temperature 1 a small policy's noise breaks long calls, and short wrong ones win.
+    "temperature": 0.6,
+    "aggregation": "token",
+    "kl_every": 5,
     "checkpoint_every": 20,
   }
 }
@@ -169,7 +175,8 @@ def run_config() -> RunConfig:
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
         "max_prompt_tokens", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
-        "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "resume",
+        "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
+        "resume",
       )
     },
   )  # fmt: skip
@@ -183,7 +190,7 @@ def main(_) -> None:
   try:
     config = run_config()
     folder = train(config)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"train_grpo: {error}")
   table = gain_table(folder)
   print(f"\n{table.title} ({config.reward} reward)\n{as_text(table.header, table.rows)}")

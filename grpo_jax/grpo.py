@@ -22,6 +22,8 @@ from grpo_jax.algorithms import (
   LossSums,
   group_advantages,
   grpo_loss,
+  k3_divergence,
+  loss_count,
 )
 from grpo_jax.models import DecoderConfig, Params, completion_logprobs
 from grpo_jax.sampling import SamplingConfig, sample_groups
@@ -121,10 +123,17 @@ def make_batch(
   if cfg.kl_weight:
     if ref_params is None:
       raise ValueError("kl_weight is not 0, so a reference policy is needed")
-    micro = _in_micro_batches(rollout, cfg.micro_batch_prompts)
-    score = lambda r: _logprobs(policy, ref_params, r, cfg.remat).logp
-    ref_logp = lax.stop_gradient(lax.map(score, micro).reshape(rollout.logp.shape))
+    ref_logp = lax.stop_gradient(_all_logprobs(policy, ref_params, rollout, cfg))
   return GRPOBatch(rollout, group_advantages(rewards, scale=cfg.advantage), ref_logp)
+
+
+def kl_to_reference(
+  ref_params: Params, rollout: Rollout, *, policy: DecoderConfig, cfg: GRPOConfig
+) -> jax.Array:
+  """The k3 estimate of KL(pi_old || pi_ref) over the sampled tokens, to watch: nats per token."""
+  ref_logp = _all_logprobs(policy, ref_params, rollout, cfg)
+  divergence = jnp.where(rollout.mask, k3_divergence(rollout.logp, ref_logp), 0.0)
+  return divergence.sum() / jnp.maximum(rollout.mask.sum(), 1)
 
 
 def update(
@@ -174,11 +183,22 @@ def policy_gradient(
   """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
 
   Sums and counts are carried and divided once, so the gradient is that of the whole batch whatever
-  the micro-batch is.
+  the micro-batch is. Without a KL term, a group whose rewards are all equal has a gradient of
+  exactly zero: such groups go last, and micro-batches that hold nothing else are left out. They
+  count in the loss's denominator all the same, but not in the diagnostics.
+
+  Args:
+    params: the policy.
+    batch: completions, advantages and log-probs under pi_old (and pi_ref).
+    policy: the decoder.
+    cfg: the numbers of the algorithm.
+
+  Returns:
+    The gradient, like `params`, and the metrics (float32 scalars).
   """
 
   def loss(params, piece):
-    scores = _logprobs(policy, params, piece.rollout, cfg.remat)
+    scores = _logprobs(policy, params, piece.rollout, cfg)
     sums = grpo_loss(
       scores.logp,
       piece.rollout.logp,
@@ -194,18 +214,38 @@ def policy_gradient(
     return sums.total, sums
 
   slope = jax.grad(loss, has_aux=True)
+  batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
+  if not cfg.kl_weight:
+    batch = _teaching_first(batch)
   micro = _in_micro_batches(batch, cfg.micro_batch_prompts)
-  first, rest = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
-  grads, sums = slope(params, first)
-  if jax.tree.leaves(rest)[0].shape[0]:
+  piece = lambda i: jax.tree.map(lambda x: x[i], micro)
+  pieces = micro.advantages.shape[0]
 
-    def accumulate(carry, piece):
-      more, extra = slope(params, piece)
-      return (jax.tree.map(jnp.add, carry[0], more), carry[1] + extra), None
+  def accumulate(i, carry):
+    grads, sums = slope(params, piece(i))
+    return jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums
 
-    (grads, sums), _ = lax.scan(accumulate, (grads, sums), rest)
-  count = jnp.maximum(sums.count, 1.0)
+  if pieces == 1:
+    grads, sums = slope(params, piece(0))
+  else:
+    teaching = pieces if cfg.kl_weight else jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2)))
+    like, sums_like = jax.eval_shape(slope, params, piece(0))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    grads, sums = lax.fori_loop(
+      0,
+      jnp.maximum(teaching, 1),  # one at least, for the diagnostics
+      accumulate,
+      (nothing, LossSums.of_nothing(sums_like)),
+    )
+  count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
+  sums = sums._replace(count=count)
   return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), _metrics(sums)
+
+
+def _teaching_first(batch: GRPOBatch) -> GRPOBatch:
+  """Moves groups without advantages to the end; the others keep their order."""
+  order = jnp.argsort(jnp.all(batch.advantages == 0, axis=1), stable=True)
+  return jax.tree.map(lambda x: x[order], batch)
 
 
 _REDUCTIONS = {
@@ -236,10 +276,24 @@ def _metrics(sums: LossSums) -> dict[str, jax.Array]:
   return metrics
 
 
-def _logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, remat: bool):
+def _all_logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, cfg: GRPOConfig):
+  """Log-probs [P, G, T] of a whole batch, a micro-batch at a time."""
+  score = lambda piece: _logprobs(policy, params, piece, cfg).logp
+  micro = _in_micro_batches(rollout, cfg.micro_batch_prompts)
+  return lax.map(score, micro).reshape(rollout.logp.shape)
+
+
+def _logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, cfg: GRPOConfig):
+  """Scores completions under the policy that sampled them: at the sampling temperature."""
   prompts = rollout.prompts
   return completion_logprobs(
-    policy, params, prompts.tokens, prompts.mask, rollout.tokens, remat=remat
+    policy,
+    params,
+    prompts.tokens,
+    prompts.mask,
+    rollout.tokens,
+    temperature=cfg.sampling.temperature or 1.0,
+    remat=cfg.remat,
   )
 
 

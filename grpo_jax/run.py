@@ -21,7 +21,7 @@ from grpo_jax.data.batches import batch_at, bucket_length, pad_prompts
 from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import generate as generate_rows
-from grpo_jax.grpo import make_batch, step_key, update
+from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
 from grpo_jax.models import load_config, load_pretrained
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_rollouts
@@ -88,11 +88,12 @@ class Run:
         lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
       ),
     )  # fmt: skip
-    self._failures = 0
+    self._traceback_shown = False
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
     self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
     self._learn = jax.jit(self._learn_body, donate_argnums=0)
+    self._kl = jax.jit(functools.partial(kl_to_reference, policy=self.policy, cfg=self.grpo))
 
   def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to begin with and the tokens sampled so far: fresh, or the newest checkpoint's."""
@@ -104,8 +105,9 @@ class Run:
     )(self.params)
     everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
     step, key = jax.device_put((jnp.int32(0), jax.random.key(self.config.seed)), everywhere)
-    # The reference is kept only where the loss needs it; it must survive the donated state.
-    self.ref_params = jax.tree.map(jnp.copy, self.params) if self.grpo.kl_weight else None
+    # The reference is kept only where it is needed; it must survive the donated state.
+    needed = self.grpo.kl_weight or self.config.kl_every
+    self.ref_params = jax.tree.map(jnp.copy, self.params) if needed else None
     state = TrainState(self.params, opt_state, step, key)
     del self.params
     newest = checkpoints.latest()
@@ -133,18 +135,21 @@ class Run:
     self.sample_shapes.add(prompts.tokens.shape[1])
     sampled = time.perf_counter()
 
+    failed_before = dict(reward.failures())
     texts, breakdowns, rewards = self._scored(rollout, tasks, reward)
+    failures = self._new_failures(reward, failed_before)
     scored = time.perf_counter()
 
     rollout = self._shortened(rollout)
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
+    watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
+    kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
     state, found = self._learn(state, self.ref_params, rollout, rewards)
-    found = {name: float(value) for name, value in found.items()}
+    found = {name: float(value) for name, value in (found | kl).items()}
     updated = time.perf_counter()
 
     metrics = rollout_metrics(np.asarray(rollout.mask), rewards, breakdowns, self._is_cut(rollout))
-    metrics |= found
-    metrics["rewards/failures"] = self._new_failures(reward)
+    metrics |= found | failures
     metrics["learning_rate"] = float(self.schedule(step + 1))
     write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
     ended = time.perf_counter()
@@ -173,13 +178,14 @@ class Run:
     totals = np.asarray([found.total for found in breakdowns], np.float32)
     return texts, breakdowns, totals.reshape(prompts, group)
 
-  def _new_failures(self, reward: Reward) -> int:
-    """How many completions of this step could not be scored; the first failure is shown."""
-    total = sum(reward.failures().values())
-    new, self._failures = total - self._failures, total
-    if new and new == total:
+  def _new_failures(self, reward: Reward, before: Mapping[str, int]) -> dict[str, float]:
+    """How many completions of this step could not be scored, by code; the first one is shown."""
+    new = {code: count - before.get(code, 0) for code, count in reward.failures().items()}
+    if sum(reward.failures().values()) and not self._traceback_shown:
       log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
-    return new
+      self._traceback_shown = True
+    by_code = {f"rewards/failures/{code}": count for code, count in new.items()}
+    return {"rewards/failures": sum(new.values()), **by_code}
 
   def _padded(self, prompts: Sequence[Sequence[int]]) -> Prompts:
     length = bucket_length(max(map(len, prompts)), LENGTH_BUCKETS)
@@ -211,19 +217,24 @@ class Run:
     return jax.lax.with_sharding_constraint(state, placed), metrics
 
   def _check_lengths(self) -> None:
+    """Shows what each split holds, and refuses prompts over the limit before any work."""
     limit = self.config.max_prompt_tokens
-    lengths = [len(prompt) for prompt in self.prompts]
-    log.info("%s\n%s", data_summary(self.tasks, lengths, limit), self.config.plan())
-    if min(lengths) > limit:
-      raise ValueError(
-        f"--max_prompt_tokens={limit} is below the shortest prompt, which has {min(lengths)} tokens"
-      )
-    if max(lengths) > limit:
-      over = sum(length > limit for length in lengths)
-      raise ValueError(
-        f"{over} of {len(lengths)} prompts are longer than --max_prompt_tokens={limit} (the "
-        f"longest has {max(lengths)} tokens); raise it or leave those tasks out"
-      )
+    for split, tasks in {"train": self.tasks, **self.held_out}.items():
+      prompts = self.prompts if split == "train" else [render(self.tokenizer, t) for t in tasks]
+      lengths = [len(prompt) for prompt in prompts]
+      log.info("%s\n%s", split, data_summary(tasks, lengths, limit))
+      if min(lengths) > limit:
+        raise ValueError(
+          f"--max_prompt_tokens={limit} is below the shortest prompt of {split}, which has "
+          f"{min(lengths)} tokens"
+        )
+      if max(lengths) > limit:
+        over = sum(length > limit for length in lengths)
+        raise ValueError(
+          f"{over} of {len(lengths)} prompts of {split} are longer than --max_prompt_tokens={limit}"
+          f" (the longest has {max(lengths)} tokens); raise it or leave those tasks out"
+        )
+    log.info("%s", self.config.plan())
 
   def _claim_folder(self) -> None:
     """Writes config.json, or checks that the folder belongs to the same run."""

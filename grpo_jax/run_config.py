@@ -53,6 +53,8 @@ class RunConfig:
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest are kept.
     eval_every: steps between evaluations during training; 0 evaluates before and after only.
+    kl_every: steps between measurements of the KL to the start where the loss has no KL term; 0
+      makes none and holds no reference. (A KL term measures it at every step.)
     eval_limit: at most this many tasks of each held-out split; 0 takes all.
     resume: `auto` continues a run folder that has a checkpoint; `never` refuses it.
     track: trackers beside metrics.jsonl.
@@ -82,6 +84,7 @@ class RunConfig:
   checkpoint_every: int = 50
   keep_checkpoints: int = 2
   eval_every: int = 0
+  kl_every: int = 0
   eval_limit: int = 0
   resume: Resume = "auto"
   track: tuple[str, ...] = ()
@@ -94,8 +97,9 @@ class RunConfig:
       raise ValueError(
         "--learning_rate and --clip_norm must be positive, --weight_decay not below 0"
       )
-    if self.warmup_steps < 0 or self.eval_every < 0 or self.eval_limit < 0 or self.seed < 0:
-      raise ValueError("--warmup_steps, --eval_every, --eval_limit and --seed must not be negative")
+    for name in ("warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
     if self.prompts_per_step % self.grpo.minibatches:
       raise ValueError(
         f"--minibatches={self.grpo.minibatches} does not divide "

@@ -150,15 +150,16 @@ def draw(
     cfg: temperature and filters.
 
   Returns:
-    The tokens [..] int32, their log-probs under the plain policy and under the distribution that
-    was sampled from, [..] float32 in nats.
+    The tokens [..] int32, their log-probs under the policy at this temperature and under the
+    distribution that was sampled from (filtered, too), [..] float32 in nats.
   """
+  logits = logits / (cfg.temperature or 1.0)
   plain = jax.nn.log_softmax(logits, axis=-1)
   pick = lambda table, token: jnp.take_along_axis(table, token[..., None], axis=-1)[..., 0]
   if cfg.temperature == 0:
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return token, pick(plain, token), jnp.zeros_like(uniform)
-  sampled = jax.nn.log_softmax(filtered_logits(logits / cfg.temperature, cfg), axis=-1)
+  sampled = jax.nn.log_softmax(filtered_logits(logits, cfg), axis=-1)
   token = invert_cdf(jnp.exp(sampled), uniform)
   return token, pick(plain, token), pick(sampled, token)
 

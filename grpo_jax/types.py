@@ -34,8 +34,9 @@ class Rollout(NamedTuple):
     prompts: what was completed.
     tokens: [P, G, T] int32, `pad_id` after the end.
     mask: [P, G, T] bool, sampled tokens, the stop token among them.
-    logp: [P, G, T] float32, log-probs under the plain policy (temperature 1, nothing filtered), in
-      nats; 0 on padding.
+    logp: [P, G, T] float32, log-probs under the policy at the sampling temperature, nothing
+      filtered, in nats; 0 on padding. It is what the loss differentiates: were it the policy at
+      temperature 1, the samples would be off-policy (their mean score is then not zero).
     sampled_logp: [P, G, T] float32, log-probs under the distribution that was sampled from.
   """
 

@@ -11,7 +11,15 @@ import optax
 import pytest
 
 from grpo_jax.algorithms import group_advantages
-from grpo_jax.grpo import GRPOConfig, grpo_step, make_batch, policy_gradient, step_key, update
+from grpo_jax.grpo import (
+  GRPOConfig,
+  grpo_step,
+  kl_to_reference,
+  make_batch,
+  policy_gradient,
+  step_key,
+  update,
+)
 from grpo_jax.models import completion_logprobs, forward
 from grpo_jax.sampling import SamplingConfig, sample_groups
 from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
@@ -133,6 +141,17 @@ def test_metrics_on_policy_are_those_of_no_change(shallow, rollout):
   assert metrics["entropy"] == pytest.approx(float(scores.entropy[rollout.mask].mean()), abs=1e-5)
 
 
+def test_the_loss_sees_the_policy_that_sampled_whatever_the_temperature(shallow):
+  config, params = shallow
+  cfg = dataclasses.replace(BASE, sampling=dataclasses.replace(SAMPLING, temperature=0.5))
+  cold = jax.tree.map(np.asarray, sample(*shallow, prompts(), jax.random.key(0), cfg.sampling))
+  batch = batch_of(cold, even_share(cold), None, policy=config, cfg=cfg)
+  _, metrics = gradient(params, batch, policy=config, cfg=cfg)
+  assert float(metrics["sampling/sampling_logp_difference/max"]) <= 1e-5
+  _, plain = gradient(params, batch, policy=config, cfg=BASE)  # another temperature, other ratios
+  assert float(plain["sampling/sampling_logp_difference/max"]) > 1e-2
+
+
 def test_a_stop_token_that_comes_first_is_learned(shallow):
   config, params = shallow
   one = Prompts(np.array([[5, 6, 7]], np.int32), np.ones((1, 3), bool), np.arange(1))
@@ -168,6 +187,40 @@ def test_equal_rewards_change_nothing(shallow, rollout):
   assert float(metrics["grad_norm"]) == 0 and float(metrics["loss"]) == 0
   assert all(np.isfinite(float(x)) for x in metrics.values())
   jax.tree.map(np.testing.assert_array_equal, after.params, params)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+def test_groups_without_spread_are_left_out_and_nothing_changes(shallow, off_policy, aggregation):
+  config, params = shallow
+  idle = off_policy._replace(
+    advantages=off_policy.advantages * jnp.array([0.0, 1.0, 0.0, 1.0])[:, None], ref_logp=None
+  )
+  cfg = dataclasses.replace(BASE, aggregation=aggregation)
+  wanted, whole = gradient(params, idle, policy=config, cfg=cfg)
+  cut = dataclasses.replace(cfg, micro_batch_prompts=1)
+  found, metrics = gradient(params, idle, policy=config, cfg=cut)
+  assert_trees_close(found, wanted, 1e-5)
+  assert float(metrics["loss"]) == pytest.approx(float(whole["loss"]), abs=1e-6)
+  # That they were left out shows in the diagnostics, which are those of the other two groups.
+  two = jax.tree.map(lambda x: x[1::2], idle)
+  assert float(metrics["entropy"]) == pytest.approx(
+    float(gradient(params, two, policy=config, cfg=cfg)[1]["entropy"]), abs=1e-6
+  )
+  assert abs(float(metrics["entropy"]) - float(whole["entropy"])) > 1e-4
+
+
+def test_kl_to_the_reference_is_the_mean_over_the_sampled_tokens(shallow, rollout):
+  config, params = shallow
+  moved = jax.tree.map(lambda x: 1.1 * x, params)
+  ref = score(config, moved, rollout.prompts.tokens, rollout.prompts.mask, rollout.tokens).logp
+  difference = np.asarray(ref)[rollout.mask] - rollout.logp[rollout.mask]
+  wanted = np.mean(np.exp(difference) - difference - 1)
+  assert wanted > 1e-4
+  cfg = dataclasses.replace(BASE, micro_batch_prompts=2)
+  found = jax.jit(kl_to_reference, static_argnames=("policy", "cfg"))(
+    moved, rollout, policy=config, cfg=cfg
+  )
+  assert float(found) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_minibatches_and_inner_updates_are_steps_one_after_another(shallow, off_policy):

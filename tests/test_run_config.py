@@ -23,7 +23,7 @@ from grpo_jax.sampling import SamplingConfig
     ({"checkpoint_every": 0}, r"--checkpoint_every=0"),
     ({"learning_rate": 0.0}, r"--learning_rate and --clip_norm must be positive"),
     ({"weight_decay": -1.0}, r"--weight_decay not below 0"),
-    ({"seed": -1}, r"--seed must not be negative"),
+    ({"seed": -1}, r"--seed=-1 must not be negative"),
     ({"eval_every": -1}, r"--eval_every"),
     (
       {"prompts_per_step": 8, "grpo": GRPOConfig(minibatches=3)},

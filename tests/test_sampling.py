@@ -103,7 +103,7 @@ def test_draws_have_the_frequencies_of_the_distribution(name):
   assert counts[chance == 0].sum() == 0
   assert stats.chisquare(counts[chance > 0], number * chance[chance > 0]).pvalue > 1e-3
   np.testing.assert_allclose(sampled, np.log(chance[token]), atol=1e-5)
-  np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[token], atol=1e-5)
+  np.testing.assert_allclose(logp, jax.nn.log_softmax(logits / cfg.temperature)[token], atol=1e-5)
 
 
 def test_candidates_have_the_frequencies_of_the_policy(tiny):
@@ -168,7 +168,7 @@ def test_sampler_and_trainer_log_probs_agree(tiny, side):
   prompts = prompts_of(ROWS, 9, side)
   rollout = sample(*tiny, prompts, KEY, cfg)
   trained = jax.jit(completion_logprobs, static_argnums=0)(
-    *tiny, prompts.tokens, prompts.mask, rollout.tokens
+    *tiny, prompts.tokens, prompts.mask, rollout.tokens, temperature=0.8
   )
   mask = np.asarray(rollout.mask)
   assert 1 < mask.sum(-1).min() + 1 < mask.sum(-1).max() <= 7  # lengths differ

@@ -224,5 +224,7 @@ def test_prompts_over_the_limit_are_counted(settings, tmp_path):
   config = dataclasses.replace(
     settings, run_dir=str(tmp_path / "other"), max_prompt_tokens=lengths[-1] - 1
   )
-  with pytest.raises(ValueError, match=rf"1 of 5 prompts are longer .* has {lengths[-1]} tokens\)"):
+  with pytest.raises(
+    ValueError, match=rf"1 of 5 prompts of train are longer .* has {lengths[-1]} tokens\)"
+  ):
     training.Run(config)

@@ -5,7 +5,7 @@ from grpo_jax.algorithms.advantages import (
   group_advantages,
   share_without_spread,
 )
-from grpo_jax.algorithms.losses import Aggregation, LossSums, grpo_loss, k3_divergence
+from grpo_jax.algorithms.losses import Aggregation, LossSums, grpo_loss, k3_divergence, loss_count
 
 __all__ = [
   "AdvantageScale",
@@ -14,5 +14,6 @@ __all__ = [
   "group_advantages",
   "grpo_loss",
   "k3_divergence",
+  "loss_count",
   "share_without_spread",
 ]

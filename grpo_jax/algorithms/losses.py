@@ -43,6 +43,18 @@ class LossSums(NamedTuple):
       jax.tree.map(jnp.maximum, self.highs, other.highs),
     )
 
+  @classmethod
+  def of_nothing(cls, like: LossSums) -> LossSums:
+    """What no completion adds, with the fields and shapes of `like`."""
+    filled = lambda tree, value: jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), tree)
+    return cls(
+      total=filled(like.total, 0),
+      count=filled(like.count, 0),
+      sums=filled(like.sums, 0),
+      lows=filled(like.lows, jnp.inf),
+      highs=filled(like.highs, -jnp.inf),
+    )
+
 
 def k3_divergence(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   """Per-token estimate of KL(pi || pi_ref), unbiased and never negative, in nats.
@@ -115,12 +127,10 @@ def grpo_loss(
     loss = loss + kl_weight * divergence
     sums["kl"] = _over(mask, divergence)
 
-  lengths = mask.sum(-1)
   if aggregation == "sequence":
-    total = jnp.sum(_over(mask, loss, axis=-1) / jnp.maximum(lengths, 1))
-    count = jnp.sum(lengths > 0)
+    total = jnp.sum(_over(mask, loss, axis=-1) / jnp.maximum(mask.sum(-1), 1))
   else:
-    total, count = _over(mask, loss), jnp.sum(lengths)
+    total = _over(mask, loss)
 
   moved = jnp.abs(difference)
   low = (ratio < 1.0 - clip_low) & (advantage < 0)  # where the clip holds the gradient back
@@ -138,7 +148,14 @@ def grpo_loss(
     "logp_difference": jnp.max(jnp.where(mask, moved, 0.0)),
   }
   frozen = lambda tree: jax.lax.stop_gradient(tree)
-  return LossSums(total, count.astype(jnp.float32), frozen(sums), frozen(lows), frozen(highs))
+  count = loss_count(mask, aggregation)
+  return LossSums(total, count, frozen(sums), frozen(lows), frozen(highs))
+
+
+def loss_count(mask: jax.Array, aggregation: Aggregation) -> jax.Array:
+  """The loss's denominator: sequences, or tokens, of mask [P, G, T] bool; float32 scalar."""
+  lengths = mask.sum(-1)
+  return jnp.sum(lengths > 0 if aggregation == "sequence" else lengths).astype(jnp.float32)
 
 
 def _over(mask: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Array:

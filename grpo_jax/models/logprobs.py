@@ -37,6 +37,7 @@ def completion_logprobs(
   prompt_mask: jax.Array,
   completion_tokens: jax.Array,
   *,
+  temperature: float = 1.0,
   remat: bool = False,
   chunk: int | None = None,
 ) -> TokenLogprobs:
@@ -48,6 +49,7 @@ def completion_logprobs(
     prompt_tokens: [P, S] int.
     prompt_mask: [P, S] bool, real tokens; padding on either side.
     completion_tokens: [P, G, T] int, padded on the right; entries of padding are meaningless.
+    temperature: logits are divided by it; the policy that is scored is the one so sampled.
     remat: recompute each layer in the backward pass instead of keeping its activations.
     chunk: positions of [G * T] whose logits are alive at once; None bounds them by 64 MiB.
 
@@ -62,20 +64,27 @@ def completion_logprobs(
     hidden.reshape(prompts, group * length, width),
     head_kernel(config, params),
     completion_tokens.reshape(prompts, group * length),
+    temperature=temperature,
     chunk=chunk,
   )
   return TokenLogprobs(*(x.reshape(prompts, group, length) for x in scores))
 
 
 def token_logprobs(
-  hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int | None = None
+  hidden: jax.Array,
+  kernel: jax.Array,
+  targets: jax.Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int | None = None,
 ) -> TokenLogprobs:
-  """Computes log-softmax(hidden @ kernel)[targets] and the entropy, chunk by chunk.
+  """Computes log-softmax(hidden @ kernel / temperature)[targets] and the entropy, chunk by chunk.
 
   Args:
     hidden: [B, M, D], compute dtype.
     kernel: [D, V], compute dtype.
     targets: [B, M] int.
+    temperature: positive.
     chunk: positions of M at a time; None takes as many as 64 MiB of float32 logits hold.
 
   Returns:
@@ -91,7 +100,7 @@ def token_logprobs(
   @jax.checkpoint
   def piece(inputs):
     h, y = inputs
-    logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32) / temperature
     total = jax.nn.logsumexp(logits, axis=-1)
     logp = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - total
     # The entropy is a diagnostic: keeping it out of the gradient halves the backward work here.
