@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.optimize import linear_sum_assignment
+
 from grpo_jax.rewards.possible_answers import is_accepted, may_be_left_out
 from grpo_jax.rewards.values import default_of, equal_values
 from grpo_jax.schema import ToolCall, ToolSpec, ToolTask
@@ -189,9 +191,6 @@ def _best_pairs(
 def _best_of(grid: list[list[ArgumentComparison]]) -> list[ArgumentComparison]:
   if len(grid) == 1:
     return grid[0]
-  # Only parallel calls of one tool need it, and importing it takes a moment.
-  from scipy.optimize import linear_sum_assignment
-
   most = 1 + sum(max(len(pair.right) for pair in row) for row in grid)
   gain = [[len(pair.right) + most * (not pair.faults) for pair in row] for row in grid]
   rows, columns = linear_sum_assignment(gain, maximize=True)
