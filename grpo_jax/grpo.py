@@ -48,6 +48,9 @@ class GRPOConfig:
     micro_batch_prompts: prompts in one backward pass; 0 takes a whole minibatch. The result does
       not depend on it.
     remat: recompute layers in the backward pass instead of keeping their activations.
+    skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
+      with a KL term. The trip count of the loop is then known at run time only: collectives in
+      such a loop hung on 8 CPU devices (jax 0.10.2), so it is for one device.
   """
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -60,6 +63,7 @@ class GRPOConfig:
   minibatches: int = 1
   micro_batch_prompts: int = 0
   remat: bool = False
+  skip_idle: bool = False
 
   def __post_init__(self) -> None:
     if self.sampling.group_size < 2:
@@ -68,6 +72,8 @@ class GRPOConfig:
       raise ValueError("clip_low must lie in (0, 1) and clip_high must be positive")
     if self.kl_weight < 0:
       raise ValueError("kl_weight must not be negative")
+    if self.skip_idle and self.kl_weight:
+      raise ValueError("skip_idle needs a kl_weight of 0: a KL term moves every group")
     if self.inner_updates < 1 or self.minibatches < 1 or self.micro_batch_prompts < 0:
       raise ValueError("inner_updates and minibatches must be at least 1, micro_batch_prompts 0")
 
@@ -183,8 +189,8 @@ def policy_gradient(
   """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
 
   Sums and counts are carried and divided once, so the gradient is that of the whole batch whatever
-  the micro-batch is. Without a KL term, a group whose rewards are all equal has a gradient of
-  exactly zero: such groups go last, and micro-batches that hold nothing else are left out. They
+  the micro-batch is. A group whose rewards are all equal has a gradient of exactly zero: with
+  `cfg.skip_idle` such groups go last, and micro-batches that hold nothing else are left out. They
   count in the loss's denominator all the same, but not in the diagnostics.
 
   Args:
@@ -215,7 +221,7 @@ def policy_gradient(
 
   slope = jax.grad(loss, has_aux=True)
   batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
-  if not cfg.kl_weight:
+  if cfg.skip_idle:
     batch = _teaching_first(batch)
   micro = _in_micro_batches(batch, cfg.micro_batch_prompts)
   piece = lambda i: jax.tree.map(lambda x: x[i], micro)
@@ -228,15 +234,12 @@ def policy_gradient(
   if pieces == 1:
     grads, sums = slope(params, piece(0))
   else:
-    teaching = pieces if cfg.kl_weight else jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2)))
+    trips: int | jax.Array = pieces
+    if cfg.skip_idle:  # one piece at least, for the diagnostics
+      trips = jnp.maximum(jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2))), 1)
     like, sums_like = jax.eval_shape(slope, params, piece(0))
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    grads, sums = lax.fori_loop(
-      0,
-      jnp.maximum(teaching, 1),  # one at least, for the diagnostics
-      accumulate,
-      (nothing, LossSums.of_nothing(sums_like)),
-    )
+    grads, sums = lax.fori_loop(0, trips, accumulate, (nothing, LossSums.of_nothing(sums_like)))
   count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
   sums = sums._replace(count=count)
   return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), _metrics(sums)

@@ -75,7 +75,8 @@ class Run:
     sampling = dataclasses.replace(
       config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
     )
-    self.grpo = dataclasses.replace(config.grpo, sampling=sampling)
+    idle = self.mesh.size == 1 and not config.grpo.kl_weight
+    self.grpo = dataclasses.replace(config.grpo, sampling=sampling, skip_idle=idle)
     self.schedule = optax.linear_schedule(
       0.0 if config.warmup_steps else config.learning_rate,
       config.learning_rate,
@@ -179,10 +180,11 @@ class Run:
     return texts, breakdowns, totals.reshape(prompts, group)
 
   def _new_failures(self, reward: Reward, before: Mapping[str, int]) -> dict[str, float]:
-    """How many completions of this step could not be scored, by code; the first one is shown."""
+    """How many completions of this step could not be scored, by code; the first one is kept."""
     new = {code: count - before.get(code, 0) for code, count in reward.failures().items()}
     if sum(reward.failures().values()) and not self._traceback_shown:
       log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
+      (self.dir / "first_reward_failure.txt").write_text(reward.first_traceback, encoding="utf-8")
       self._traceback_shown = True
     by_code = {f"rewards/failures/{code}": count for code, count in new.items()}
     return {"rewards/failures": sum(new.values()), **by_code}

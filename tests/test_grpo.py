@@ -197,7 +197,7 @@ def test_groups_without_spread_are_left_out_and_nothing_changes(shallow, off_pol
   )
   cfg = dataclasses.replace(BASE, aggregation=aggregation)
   wanted, whole = gradient(params, idle, policy=config, cfg=cfg)
-  cut = dataclasses.replace(cfg, micro_batch_prompts=1)
+  cut = dataclasses.replace(cfg, micro_batch_prompts=1, skip_idle=True)
   found, metrics = gradient(params, idle, policy=config, cfg=cut)
   assert_trees_close(found, wanted, 1e-5)
   assert float(metrics["loss"]) == pytest.approx(float(whole["loss"]), abs=1e-6)
@@ -321,6 +321,7 @@ def test_the_reward_rises(shallow):
     ({"clip_low": 1.0}, r"clip_low must lie in \(0, 1\)"),
     ({"clip_high": 0.0}, "clip_high must be positive"),
     ({"kl_weight": -0.1}, "kl_weight must not be negative"),
+    ({"kl_weight": 0.1, "skip_idle": True}, "skip_idle needs a kl_weight of 0"),
     ({"inner_updates": 0}, "inner_updates"),
     ({"minibatches": 0}, "minibatches"),
     ({"micro_batch_prompts": -1}, "micro_batch_prompts"),
