@@ -224,22 +224,20 @@ def policy_gradient(
   if cfg.skip_idle:
     batch = _teaching_first(batch)
   micro = _in_micro_batches(batch, cfg.micro_batch_prompts)
-  piece = lambda i: jax.tree.map(lambda x: x[i], micro)
   pieces = micro.advantages.shape[0]
+  piece = lambda i: jax.tree.map(lambda x: x[i], micro)
 
-  def accumulate(i, carry):
-    grads, sums = slope(params, piece(i))
-    return jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums
+  def accumulate(carry, piece):
+    grads, sums = slope(params, piece)
+    return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums), None
 
-  if pieces == 1:
-    grads, sums = slope(params, piece(0))
-  else:
-    trips: int | jax.Array = pieces
-    if cfg.skip_idle:  # one piece at least, for the diagnostics
-      trips = jnp.maximum(jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2))), 1)
-    like, sums_like = jax.eval_shape(slope, params, piece(0))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    grads, sums = lax.fori_loop(0, trips, accumulate, (nothing, LossSums.of_nothing(sums_like)))
+  carry = slope(params, piece(0))
+  if cfg.skip_idle and pieces > 1:  # the first is always taken: it has the diagnostics
+    teaching = jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2)))
+    carry = lax.fori_loop(1, teaching, lambda i, carry: accumulate(carry, piece(i))[0], carry)
+  elif pieces > 1:
+    carry, _ = lax.scan(accumulate, carry, jax.tree.map(lambda x: x[1:], micro))
+  grads, sums = carry
   count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
   sums = sums._replace(count=count)
   return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), _metrics(sums)

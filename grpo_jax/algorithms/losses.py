@@ -43,18 +43,6 @@ class LossSums(NamedTuple):
       jax.tree.map(jnp.maximum, self.highs, other.highs),
     )
 
-  @classmethod
-  def of_nothing(cls, like: LossSums) -> LossSums:
-    """What no completion adds, with the fields and shapes of `like`."""
-    filled = lambda tree, value: jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), tree)
-    return cls(
-      total=filled(like.total, 0),
-      count=filled(like.count, 0),
-      sums=filled(like.sums, 0),
-      lows=filled(like.lows, jnp.inf),
-      highs=filled(like.highs, -jnp.inf),
-    )
-
 
 def k3_divergence(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   """Per-token estimate of KL(pi || pi_ref), unbiased and never negative, in nats.
