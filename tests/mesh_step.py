@@ -12,6 +12,9 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# XLA's threads, not only cores: independent collectives wait inside them, and with 8 devices on two
+# cores too few were left to bring the last device to its collective (a time-out after 40 s).
+os.environ["NPROC"] = "64"
 
 import jax
 import jax.numpy as jnp
