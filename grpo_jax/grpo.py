@@ -49,8 +49,8 @@ class GRPOConfig:
       not depend on it.
     remat: recompute layers in the backward pass instead of keeping their activations.
     skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
-      with a KL term. The trip count of the loop is then known at run time only: collectives in
-      such a loop hung on 8 CPU devices (jax 0.10.2), so it is for one device.
+      with a KL term. It reorders the prompt axis and is tested on one device only, where `run.Run`
+      sets it.
   """
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -227,8 +227,8 @@ def policy_gradient(
   pieces = micro.advantages.shape[0]
   piece = lambda i: jax.tree.map(lambda x: x[i], micro)
 
-  def accumulate(carry, piece):
-    grads, sums = slope(params, piece)
+  def accumulate(carry, part):
+    grads, sums = slope(params, part)
     return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums), None
 
   carry = slope(params, piece(0))
@@ -257,11 +257,14 @@ _REDUCTIONS = {
 
 
 def _metrics(sums: LossSums) -> dict[str, jax.Array]:
-  """The diagnostics under the names that the field knows them by (TRL's)."""
+  """The loss and the diagnostics under the names that the field knows them by (TRL's).
+
+  `sums.count` must be positive.
+  """
   tokens = jnp.maximum(sums.sums["tokens"], 1.0)
   low, high = sums.sums["clip_low"] / tokens, sums.sums["clip_high"] / tokens
   metrics = {
-    "loss": sums.total / jnp.maximum(sums.count, 1.0),
+    "loss": sums.total / sums.count,
     "entropy": sums.sums["entropy"] / tokens,
     "clip_ratio/low_mean": low,
     "clip_ratio/high_mean": high,

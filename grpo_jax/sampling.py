@@ -154,14 +154,14 @@ def draw(
     distribution that was sampled from (filtered, too), [..] float32 in nats.
   """
   logits = logits / (cfg.temperature or 1.0)
-  plain = jax.nn.log_softmax(logits, axis=-1)
+  unfiltered = jax.nn.log_softmax(logits, axis=-1)
   pick = lambda table, token: jnp.take_along_axis(table, token[..., None], axis=-1)[..., 0]
   if cfg.temperature == 0:
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return token, pick(plain, token), jnp.zeros_like(uniform)
+    return token, pick(unfiltered, token), jnp.zeros_like(uniform)
   sampled = jax.nn.log_softmax(filtered_logits(logits, cfg), axis=-1)
   token = invert_cdf(jnp.exp(sampled), uniform)
-  return token, pick(plain, token), pick(sampled, token)
+  return token, pick(unfiltered, token), pick(sampled, token)
 
 
 def filtered_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
