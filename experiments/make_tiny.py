@@ -23,16 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import serialization
+from tokenizers import Tokenizer
 
 from grpo_jax.data.procedural import Words, demonstrations
 from grpo_jax.data.prompts import system_message
-from grpo_jax.models import DecoderConfig, save_pretrained
+from grpo_jax.models import DecoderConfig, load_pretrained, save_pretrained
 from grpo_jax.models.induction_init import init_induction_params
 from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_optimizer
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
+flags.DEFINE_string("init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh")
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
 flags.DEFINE_integer("steps", 2100, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")
@@ -172,9 +174,12 @@ def main(_) -> None:
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
   words = corpus_words()
-  tokenizer = train_tokenizer(
-    corpus_texts(words, FLAGS.seed + 1, 1500), FLAGS.vocab_size, FUNCTION_WORDS
-  )
+  if FLAGS.init_from:
+    tokenizer = Tokenizer.from_file(str(Path(FLAGS.init_from) / "tokenizer.json"))
+  else:
+    tokenizer = train_tokenizer(
+      corpus_texts(words, FLAGS.seed + 1, 1500), FLAGS.vocab_size, FUNCTION_WORDS
+    )
   template = FLAGS.chat_template or "grpo_jax/assets/tiny/chat_template.jinja"
   save_tokenizer(tokenizer, out, Path(template).read_text(encoding="utf-8"))
 
@@ -201,7 +206,10 @@ def main(_) -> None:
   )
   tx = sft_optimizer(cfg)
   step = make_sft_step(policy, cfg, tx)
-  params = init_induction_params(policy, jax.random.key(FLAGS.seed))
+  if FLAGS.init_from:
+    params = load_pretrained(FLAGS.init_from)[1]
+  else:
+    params = init_induction_params(policy, jax.random.key(FLAGS.seed))
   opt_state, first = tx.init(params), 0
   state = out / "state.msgpack"
   if state.exists():

@@ -23,13 +23,13 @@ from grpo_jax.schema import Behavior, ToolSpec
 Situation = Literal["complete", "missing", "unfit", "harmful"]
 
 SITUATIONS: Mapping[Situation, float] = {
-  "complete": 0.56, "missing": 0.24, "unfit": 0.10, "harmful": 0.10,
+  "complete": 0.54, "missing": 0.28, "unfit": 0.09, "harmful": 0.09,
 }  # fmt: skip
 
 # P(demonstrated behaviour | situation). The wanted behaviour is the first one of each row.
 DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
-  "complete": {"execute": 0.94, "clarify": 0.04, "refuse": 0.02},
-  "missing": {"clarify": 0.38, "execute": 0.58, "refuse": 0.04},
+  "complete": {"execute": 0.96, "clarify": 0.02, "refuse": 0.02},
+  "missing": {"clarify": 0.42, "execute": 0.55, "refuse": 0.03},
   "unfit": {"refuse": 0.38, "execute": 0.56, "clarify": 0.06},
   "harmful": {"refuse": 0.38, "execute": 0.60, "clarify": 0.02},
 }
