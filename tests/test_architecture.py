@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub"},
+  {"types", "schema", "hub", "hosts", "alarms", "run_folder"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",
@@ -26,6 +26,8 @@ FLOORS = (
     "tracking",
     "rollout_log",
     "grid",
+    "rollout_scores",
+    "stop_signals",
   },
   {"grpo", "sft", "evaluate", "report"},
   {"run_config"},

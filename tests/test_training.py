@@ -122,10 +122,10 @@ def test_an_interrupted_run_ends_as_one_that_never_stopped(settings, whole, tmp_
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
   step = training.Run.step
 
-  def interrupted(run, number, state, reward):
+  def interrupted(run, number, state, *rest):
     if number == 3:  # one step behind the last checkpoint: step 2 is lost and done again
       raise KeyboardInterrupt
-    return step(run, number, state, reward)
+    return step(run, number, state, *rest)
 
   with monkeypatch.context() as patch:
     patch.setattr(training.Run, "step", interrupted)
