@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 from absl import app, flags
 
 from grpo_jax import hosts
@@ -206,12 +207,19 @@ def main(_) -> None:
   try:
     config = run_config()
     hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if jax.process_count() > 1 and not FLAGS.run_dir:
+      raise ValueError("several hosts need one --run_dir: its default holds the time of each")
     folder = train(config)
   except Stopped as stopped:
     print(f"train_grpo: {stopped}; run the same command again to go on", file=sys.stderr)
     sys.exit(EXIT_STOPPED)
-  except (ValueError, OSError, TrainingFailed) as error:
-    sys.exit(f"train_grpo: {error}")
+  except Exception as error:
+    if jax.process_count() > 1:
+      logging.getLogger("grpo_jax").exception("this host ends")
+      hosts.leave(error)
+    if isinstance(error, ValueError | OSError | TrainingFailed):
+      sys.exit(f"train_grpo: {error}")
+    raise
   if not hosts.is_first():
     return
   table = gain_table(folder)

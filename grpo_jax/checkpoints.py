@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,8 @@ class Checkpoints:
 
   def __init__(self, run_dir: Path | str, keep: int = 2, *, read_only: bool = False) -> None:
     self._dir = (Path(run_dir) / "checkpoints").absolute()
-    self._unsealed: set[int] = set()
+    self._seals: dict[int, threading.Thread] = {}
+    self._written = threading.Event()  # orbax is done with all that was saved
     self._manager = ocp.CheckpointManager(
       self._dir,
       options=ocp.CheckpointManagerOptions(
@@ -52,9 +54,12 @@ class Checkpoints:
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_new),
       ),
     )
+
+  def steps(self) -> list[int]:
+    """The steps that have a checkpoint, good or not, in order."""
+    return sorted(self._manager.all_steps())
 
   def newest_good(self, limit: int | None = None) -> int | None:
     """The newest step whose checkpoint is whole, or None; others are named in the log and skipped.
@@ -62,7 +67,7 @@ class Checkpoints:
     Args:
       limit: newer ones than this do not count: the records beside them are missing.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in reversed(self.steps()):
       problem = self.problem(step)
       if not problem and limit is not None and step > limit:
         problem = f"metrics.jsonl is whole up to step {limit} only"
@@ -73,8 +78,9 @@ class Checkpoints:
 
   def drop_after(self, step: int) -> None:
     """Deletes the checkpoints after `step`: a run that goes on from it writes its own."""
-    for later in [found for found in self._manager.all_steps() if found > step]:
-      self._manager.delete(later)
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
 
   def problem(self, step: int) -> str:
     """What is wrong with a checkpoint's files; empty when they are as they were written."""
@@ -104,11 +110,12 @@ class Checkpoints:
       eval_reward: its mean reward on held-out tasks, if it was evaluated.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
+    if step in self._seals:
+      return
+    if step in self.steps():  # of an earlier process
       if not self.problem(step):
         return
       self._manager.delete(step)
-    self._unsealed.add(step)
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -116,6 +123,9 @@ class Checkpoints:
       ),
       metrics=None if eval_reward is None else {"eval": eval_reward},
     )
+    self._written.clear()
+    self._seals[step] = threading.Thread(target=self._seal, args=(step,), daemon=True)
+    self._seals[step].start()
 
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint into the shapes, dtypes and shardings of `like`.
@@ -138,17 +148,25 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until everything that was saved is on disk and sealed."""
-    self._manager.wait_until_finished()
+    try:
+      self._manager.wait_until_finished()
+    finally:
+      self._written.set()
+      for thread in self._seals.values():
+        thread.join()
 
-  def _seal_new(self) -> None:
-    """Runs in orbax's thread after each commit."""
-    for step in sorted(self._unsealed):
-      folder = self._dir / str(step)
-      if folder.is_dir():
-        if hosts.is_first():
-          sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items())
-          write_text(folder / SEAL, sums)
-        self._unsealed.discard(step)
+  def _seal(self, step: int) -> None:
+    """Waits until orbax has given the checkpoint its final name, then lists its files."""
+    folder = self._dir / str(step)
+    while not folder.is_dir() and not self._written.wait(0.02):
+      continue
+    if folder.is_dir() and hosts.is_first():
+      try:
+        sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(folder).items())
+        write_text(folder / SEAL, sums)
+      except OSError:
+        # Without its seal it does not count; on a full disk the next write will say so.
+        log.exception("the checkpoint of step %d could not be sealed", step)
 
   def __enter__(self) -> Self:
     return self
@@ -159,7 +177,12 @@ class Checkpoints:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    self._manager.close()
+    if error is not None and jax.process_count() > 1:
+      return  # closing waits for all hosts, and one that failed must not wait for one that is gone
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
 
 def _digests(folder: Path) -> dict[str, str]:

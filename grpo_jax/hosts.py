@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -50,6 +51,24 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
 def _in_a_cluster() -> bool:
   several = lambda name: os.environ.get(name, "") not in ("", "1", "localhost")
   return any(several(name) for name in CLUSTER_VARIABLES)
+
+
+def leave(error: BaseException) -> NoReturn:
+  """Ends this process of several at once: an orderly end would wait for hosts that may be gone.
+
+  The others notice by a failing collective or, at the latest, by the missing heartbeat.
+  """
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    said = (str(error).splitlines() or [""])[0]
+    reason = f"a collective failed, so another host is gone or has failed ({said})"
+  else:
+    reason = str(error)
+  print(
+    f"process {jax.process_index()} of {jax.process_count()}: {reason}; run the same command on "
+    "all hosts again to go on from the last checkpoint",
+    file=sys.stderr, flush=True,
+  )  # fmt: skip
+  os._exit(1)
 
 
 def is_first() -> bool:

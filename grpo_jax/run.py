@@ -24,7 +24,7 @@ from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
 from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
 from grpo_jax.models import load_config, load_pretrained
-from grpo_jax.rewards import Reward
+from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
 from grpo_jax.run_config import RunConfig, changed_settings, run_record
@@ -164,9 +164,7 @@ class Run:
     sampled = time.perf_counter()
     between()
 
-    texts, breakdowns, failures = score_rollout(drawn, tasks, reward, self._decode)
-    rewards = np.asarray([found.total for found in breakdowns], np.float32).reshape(count, -1)
-    self._show_failure(reward)
+    texts, breakdowns, failures, rewards = self._decode_and_score(drawn, tasks, reward)
     scored = time.perf_counter()
     between()
 
@@ -196,6 +194,15 @@ class Run:
       "tokens_per_second": metrics["tokens"] / (ended - began),
     }
     return state, metrics
+
+  def _decode_and_score(
+    self, drawn: Rollout, tasks: Sequence[ToolTask], reward: Reward
+  ) -> tuple[list[str], list[RewardBreakdown], dict[str, float], np.ndarray]:
+    """What `score_rollout` returns, and the rewards [P, G] float32."""
+    texts, found, failures = score_rollout(drawn, tasks, reward, self._decode)
+    self._show_failure(reward)
+    totals = np.asarray([breakdown.total for breakdown in found], np.float32)
+    return texts, found, failures, totals.reshape(drawn.tokens.shape[:2])
 
   def _show_failure(self, reward: Reward) -> None:
     """Logs the first failure of a reward, and keeps its traceback in the run folder."""

@@ -32,7 +32,7 @@ FLOORS = (
   {"grpo", "sft", "evaluate", "report"},
   {"run_config"},
   {"run"},
-  {"training", "sweep"},
+  {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"rewards", "schema", "data", "text", "hub", "scores", "tables", "plots", "report"}
