@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
-Line = Mapping[str, float]
+Line = Mapping[str, float | None]
 RECENT = 5  # steps that are looked at together
 BEFORE = 20  # steps of a run's own history that the recent ones are compared with
 NO_ENTROPY = 0.02  # nats per token: the policy hardly samples any more
@@ -44,14 +44,15 @@ def raised(lines: Sequence[Line]) -> dict[str, float]:
   """The alarms at the newest of `lines` as metrics: 1 or 0 under `alarms/<name>`.
 
   Args:
-    lines: the metrics of steps 0 to now, in order; what was not finite may be NaN or missing.
+    lines: the metrics of steps 0 to now, in order; what was not finite may be NaN, None or missing.
   """
   return {f"alarms/{alarm.name}": float(alarm.seen(lines)) for alarm in ALARMS}
 
 
 def _values(lines: Sequence[Line], name: str) -> list[float]:
   """The finite values of a metric."""
-  return [line[name] for line in lines if math.isfinite(line.get(name, math.nan))]
+  found = [line.get(name) for line in lines]
+  return [value for value in found if value is not None and math.isfinite(value)]
 
 
 def _recent(lines: Sequence[Line], name: str) -> float | None:

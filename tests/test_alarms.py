@@ -62,4 +62,5 @@ def test_the_list_is_complete():
 
 def test_missing_and_unfinite_metrics_raise_nothing():
   assert not up([{"step": 0}])
+  assert not up([{"step": s, "entropy": None, "reward": None} for s in range(50)])
   assert not up([{"step": s, "entropy": math.nan, "reward": math.nan} for s in range(50)])

@@ -305,16 +305,15 @@ def full_disk(tmp_path: Path, size: int) -> Path:
 
 def test_a_full_disk_ends_with_one_sentence_and_loses_nothing(settings, whole, tmp_path):
   limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-  small = full_disk(tmp_path, 2**21)
+  small = full_disk(tmp_path, 5 * 2**20)
   try:
     config = dataclasses.replace(settings, run_dir=str(small / "run"), keep_checkpoints=5)
     train(dataclasses.replace(config, steps=2))
     filler = small / "filler"
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
       try:
         while True:
-          file.write(b"\0" * 4096)
-          file.flush()
+          file.write(b"\0" * 512)
       except OSError:
         pass
     with pytest.raises(TrainingFailed, match=r"no room left on the disk .*: free some and run"):
