@@ -109,7 +109,8 @@ class Run:
       ),
     )(self.params)
     everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-    step, key = jax.device_put((jnp.int32(0), jax.random.key(self.config.seed)), everywhere)
+    first = lambda: (jnp.int32(0), jax.random.key(self.config.seed))
+    step, key = jax.jit(first, out_shardings=everywhere)()
     # The reference is kept only where it is needed; it must survive the donated state.
     needed = self.grpo.kl_weight or self.config.kl_every
     self.ref_params = jax.tree.map(jnp.copy, self.params) if needed else None
