@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.types import TrainState
@@ -84,3 +85,21 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     again.save(state_at(4), {})
     again.wait()
     assert again.newest_good() == 4
+
+
+def test_a_checkpoint_of_other_shapes_is_an_error_not_a_guess(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state_at(2), {})
+    checkpoints.wait()
+    like = state_at(0)
+    for params in ({"embed": {"embedding": jnp.zeros((5, 4))}}, {"other": jnp.zeros((5, 3))}):
+      with pytest.raises(ValueError):
+        checkpoints.restore(2, like._replace(params=params))
+
+
+def test_the_best_by_evaluation_is_kept_beside_the_newest(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step, eval_reward in ((1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, None)):
+      checkpoints.save(state_at(step), {}, eval_reward)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5]

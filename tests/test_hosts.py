@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from small_run import command, small_run
 
+from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.models import load_pretrained
 from grpo_jax.run_folder import whole_lines
+from grpo_jax.stop_signals import EXIT_STOPPED
 
 STEPS = 4
 MESH = "--mesh=data:2,fsdp:4"
@@ -96,15 +98,32 @@ def test_two_hosts_give_the_metrics_of_one(settings, alone, tmp_path):
   assert_equal_runs(alone, tmp_path / "run")
 
 
+def wait_for_steps(folder: Path, pair: list[subprocess.Popen], steps: int) -> None:
+  deadline = time.monotonic() + 240
+  while len(whole_lines(folder / "metrics.jsonl")) < steps:
+    assert all(process.poll() is None for process in pair) and time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_a_signal_to_one_host_stops_both_at_the_same_step(settings, tmp_path):
+  folder = tmp_path / "run"
+  pair = start_pair(settings, folder, 10_000, "--checkpoint_every=5000")
+  try:
+    wait_for_steps(folder, pair, 3)
+    pair[1].send_signal(signal.SIGTERM)
+  finally:
+    said = finish(pair, 60)
+  assert [process.returncode for process in pair] == [EXIT_STOPPED] * 2, said[0][-3000:]
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    assert checkpoints.newest_good() == len(whole_lines(folder / "metrics.jsonl"))
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_host_ends_the_other_and_the_pair_resumes(settings, alone, tmp_path, victim):
   folder = tmp_path / "run"
   pair = start_pair(settings, folder, 10_000, "--checkpoint_every=2")
   try:
-    deadline = time.monotonic() + 240
-    while len(whole_lines(folder / "metrics.jsonl")) < 3:
-      assert all(process.poll() is None for process in pair) and time.monotonic() < deadline
-      time.sleep(0.02)
+    wait_for_steps(folder, pair, 3)
     pair[victim].send_signal(signal.SIGKILL)
     died = time.monotonic()
     text, _ = pair[1 - victim].communicate(timeout=60)
