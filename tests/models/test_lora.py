@@ -116,7 +116,7 @@ def test_a_change_too_small_for_bfloat16_weights_is_not_lost(tiny):
 
 
 def test_adapters_come_back_as_they_were_saved(tiny, tmp_path):
-  config, params = tiny
+  config, _ = tiny
   lora = LoraConfig(3, 5.0, ("v", "up"))
   adapters = noisy(config, lora)
   save_adapters(config, adapters, lora, tmp_path, "owner/name@abc")
