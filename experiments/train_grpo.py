@@ -78,9 +78,22 @@ flags.DEFINE_float("temperature", 1.0, "logits are divided by it; 0: greedy")
 flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens of this total probability; 1: all")
 flags.DEFINE_integer("top_k", 0, "keep this many likeliest tokens; 0: all")
 flags.DEFINE_float("min_p", 0.0, "keep tokens this likely relative to the likeliest; 0: all")
-flags.DEFINE_float("learning_rate", D.learning_rate, "AdamW's, after the warm-up")
+flags.DEFINE_integer(
+  "lora_rank", D.lora_rank, "train adapters of this rank on the frozen model; 0: the whole model"
+)
+flags.DEFINE_float("lora_alpha", D.lora_alpha, "adapters are scaled by this / --lora_rank")
+flags.DEFINE_string(
+  "lora_targets", D.lora_targets, "linear layers with adapters: some of q,k,v,o,gate,up,down"
+)
+flags.DEFINE_enum(
+  "optimizer",
+  D.optimizer,
+  ["adamw", "adafactor"],
+  "adamw, or adafactor: factored second moments and no first, a fraction of the memory",
+)
+flags.DEFINE_float("learning_rate", D.learning_rate, "the optimizer's, after the warm-up")
 flags.DEFINE_integer("warmup_steps", D.warmup_steps, "linear warm-up, steps")
-flags.DEFINE_float("weight_decay", D.weight_decay, "AdamW's")
+flags.DEFINE_float("weight_decay", D.weight_decay, "decoupled, times the learning rate")
 flags.DEFINE_float("clip_norm", D.clip_norm, "gradients are scaled down to this global norm")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the k3 KL to the start (beta), reward per nat")
 flags.DEFINE_float("clip_low", 0.2, "the ratio is clipped below 1 - this")
@@ -191,7 +204,8 @@ def run_config() -> RunConfig:
       name: FLAGS[name].value
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
-        "max_prompt_tokens", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
+        "max_prompt_tokens", "lora_rank", "lora_alpha", "lora_targets", "optimizer",
+        "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
         "resume", "allow_changes", "max_bad_steps",
       )

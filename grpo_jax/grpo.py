@@ -31,6 +31,7 @@ from grpo_jax.sampling import SamplingConfig, sample_groups
 from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
 
 RewardFn = Callable[[Rollout], jax.Array]
+Assemble = Callable[[Params], Params]
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def update(
   policy: DecoderConfig,
   tx: optax.GradientTransformation,
   cfg: GRPOConfig,
+  assemble: Assemble = lambda trained: trained,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes `inner_updates` passes of `minibatches` optimizer steps on one batch.
 
@@ -159,6 +161,8 @@ def update(
     policy: the decoder.
     tx: the optimizer.
     cfg: the numbers of the algorithm.
+    assemble: from what is trained, `state.params`, to the decoder's parameters: the same, or
+      adapters laid over a frozen base (`models.attach`), which then has no gradient at all.
 
   Returns:
     The state after (its step one higher) and the metrics, averaged over the optimizer steps. A step
@@ -168,7 +172,7 @@ def update(
 
   def optimizer_step(carry, piece):
     params, opt_state = carry
-    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg)
+    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg, assemble=assemble)
     metrics["grad_norm"] = optax.global_norm(grads)
     finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
     metrics["skipped_updates"] = 1.0 - finite  # one bad batch must not spoil the parameters
@@ -189,7 +193,12 @@ def update(
 
 
 def policy_gradient(
-  params: Params, batch: GRPOBatch, *, policy: DecoderConfig, cfg: GRPOConfig
+  params: Params,
+  batch: GRPOBatch,
+  *,
+  policy: DecoderConfig,
+  cfg: GRPOConfig,
+  assemble: Assemble = lambda trained: trained,
 ) -> tuple[Params, dict[str, jax.Array]]:
   """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
 
@@ -199,17 +208,18 @@ def policy_gradient(
   count in the loss's denominator all the same, but not in the diagnostics.
 
   Args:
-    params: the policy.
+    params: what is trained.
     batch: completions, advantages and log-probs under pi_old (and pi_ref).
     policy: the decoder.
     cfg: the numbers of the algorithm.
+    assemble: see `update`.
 
   Returns:
     The gradient, like `params`, and the metrics (float32 scalars).
   """
 
   def loss(params, piece):
-    scores = _logprobs(policy, params, piece.rollout, cfg)
+    scores = _logprobs(policy, assemble(params), piece.rollout, cfg)
     sums = grpo_loss(
       scores.logp,
       piece.rollout.logp,

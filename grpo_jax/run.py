@@ -23,7 +23,8 @@ from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
 from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
-from grpo_jax.models import load_config, load_pretrained
+from grpo_jax.models import Params, attach, init_adapters, load_config, load_pretrained
+from grpo_jax.optimizers import make_optimizer
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
@@ -71,10 +72,16 @@ class Run:
     self._check_folder()
 
     shape = load_config(config.model)
+    # Master weights are float32; a frozen base is only ever read in the compute dtype.
     self.policy, self.params = load_pretrained(
-      config.model, sharding=parameter_sharding(shape, self.mesh)
+      config.model,
+      config.dtype if config.lora else "float32",
+      sharding=parameter_sharding(shape, self.mesh),
     )
-    self.policy = dataclasses.replace(self.policy, dtype=config.dtype)  # master weights: float32
+    self.policy = dataclasses.replace(self.policy, dtype=config.dtype)
+    self.base: Params | None = None
+    if config.lora:
+      self.base, self.params = self.params, self._fresh_adapters()
     sampling = dataclasses.replace(
       config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
     )
@@ -85,18 +92,17 @@ class Run:
       config.learning_rate,
       max(config.warmup_steps, 1),
     )
-    self.tx = optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(
-        # The first step must move: warm-up counts from 1.
-        lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
-      ),
-    )  # fmt: skip
+    self.tx = make_optimizer(
+      config.optimizer,
+      lambda count: self.schedule(count + 1),  # the first step must move: warm-up counts from 1
+      weight_decay=config.weight_decay,
+      clip_norm=config.clip_norm,
+    )
     self._traceback_shown = False
     self._decode = lambda ids: completion_text(self.tokenizer, ids, self.stop_ids)
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
-    self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
+    self._sample = jax.jit(self._sample_body)
     self._learn = jax.jit(self._learn_body, donate_argnums=0)
     self._kl = jax.jit(functools.partial(kl_to_reference, policy=self.policy, cfg=self.grpo))
 
@@ -113,7 +119,7 @@ class Run:
     step, key = jax.jit(first, out_shardings=everywhere)()
     # The reference is kept only where it is needed; it must survive the donated state.
     needed = self.grpo.kl_weight or self.config.kl_every
-    self.ref_params = jax.tree.map(jnp.copy, self.params) if needed else None
+    self.ref_params = (self.base or jax.tree.map(jnp.copy, self.params)) if needed else None
     state = TrainState(self.params, opt_state, step, key)
     del self.params
     return state
@@ -159,7 +165,7 @@ class Run:
     tasks = [self.tasks[i] for i in chosen]
     prompts = self._padded([self.prompts[i] for i in chosen])
     ready = time.perf_counter()
-    rollout = self._sample(state.params, prompts, step_key(state))
+    rollout = self._sample(state.params, self.base, prompts, step_key(state))
     drawn = hosts.fetch(rollout)
     self.sample_shapes.add(prompts.tokens.shape[1])
     sampled = time.perf_counter()
@@ -173,7 +179,7 @@ class Run:
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
     kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
-    state, found = self._learn(state, self.ref_params, rollout, rewards)
+    state, found = self._learn(state, self.base, self.ref_params, rollout, rewards)
     found = {name: float(value) for name, value in (found | kl).items()}
     updated = time.perf_counter()
 
@@ -224,13 +230,28 @@ class Run:
     cut = lambda x: x[..., :length]
     return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))
 
-  @staticmethod
-  def _sample_body(policy, sampling, params, prompts, key):
-    return sample_groups(policy, params, prompts, key, sampling)
+  def assemble(self, base: Params | None, trained: Params) -> Params:
+    """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
+    lora = self.config.lora
+    return attach(base, trained, lora) if lora and base is not None else trained
 
-  def _learn_body(self, state, ref_params, rollout, rewards):
+  def _fresh_adapters(self) -> Params:
+    assert self.config.lora is not None
+    draw = functools.partial(init_adapters, self.policy, self.config.lora)
+    key = jax.random.fold_in(jax.random.key(self.config.seed), 2**32 - 1)  # no step has this number
+    placed = state_shardings(self.policy, self.mesh, jax.eval_shape(draw, key))
+    return jax.jit(draw, out_shardings=placed)(key)
+
+  def _sample_body(self, trained, base, prompts, key):
+    params = self.assemble(base, trained)
+    return sample_groups(self.policy, params, prompts, key, self.grpo.sampling)
+
+  def _learn_body(self, state, base, ref_params, rollout, rewards):
     batch = make_batch(rollout, rewards, ref_params, policy=self.policy, cfg=self.grpo)
-    state, metrics = update(state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo)
+    whole = functools.partial(self.assemble, base)
+    state, metrics = update(
+      state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo, assemble=whole
+    )
     placed = state_shardings(self.policy, self.mesh, state)
     return jax.lax.with_sharding_constraint(state, placed), metrics
 

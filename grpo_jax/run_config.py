@@ -18,6 +18,8 @@ import jax
 
 from grpo_jax import hub
 from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import LoraConfig
+from grpo_jax.optimizers import Optimizer
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights, reward_files
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import parse_mesh
@@ -50,9 +52,13 @@ class RunConfig:
     steps: GRPO steps.
     prompts_per_step: P, prompts a step; times the group size gives the completions.
     max_prompt_tokens: a longer prompt is an error.
-    learning_rate: AdamW's, after the warm-up.
+    lora_rank: rank of the adapters that are trained on the frozen model; 0 trains the whole model.
+    lora_alpha: the adapters' product is scaled by this over the rank.
+    lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
+    optimizer: `adamw`, or `adafactor`, whose state is much smaller (see `make_optimizer`).
+    learning_rate: the optimizer's, after the warm-up.
     warmup_steps: linear warm-up, in steps.
-    weight_decay: AdamW's.
+    weight_decay: decoupled, times the learning rate.
     clip_norm: gradients are scaled down to this global norm.
     seed: of the data order and the samples.
     data_seed: of the synthetic data.
@@ -83,6 +89,10 @@ class RunConfig:
   steps: int = 100
   prompts_per_step: int = 8
   max_prompt_tokens: int = 1024
+  lora_rank: int = 0
+  lora_alpha: float = 32.0
+  lora_targets: str = "q,k,v,o,gate,up,down"
+  optimizer: Optimizer = "adamw"
   learning_rate: float = 1e-6
   warmup_steps: int = 5
   weight_decay: float = 0.0
@@ -112,9 +122,14 @@ class RunConfig:
       raise ValueError(
         "--learning_rate and --clip_norm must be positive, --weight_decay not below 0"
       )
-    for name in ("warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed"):
+    for name in (
+      "warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed", "lora_rank",
+    ):  # fmt: skip
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
+    for name in ("lora_alpha", "lora_targets"):
+      if not self.lora and getattr(self, name) != getattr(RunConfig, name):
+        raise ValueError(f"--{name}={getattr(self, name)} needs a --lora_rank above 0")
     if self.prompts_per_step % self.grpo.minibatches:
       raise ValueError(
         f"--minibatches={self.grpo.minibatches} does not divide "
@@ -138,9 +153,17 @@ class RunConfig:
     for name, value, valid in (
       ("dtype", self.dtype, get_args(Dtype)),
       ("resume", self.resume, get_args(Resume)),
+      ("optimizer", self.optimizer, get_args(Optimizer)),
     ):
       if value not in valid:
         raise ValueError(f"--{name}={value}; expected one of {', '.join(valid)}")
+
+  @property
+  def lora(self) -> LoraConfig | None:
+    """What is adapted, or None where the whole model is trained."""
+    if not self.lora_rank:
+      return None
+    return LoraConfig(self.lora_rank, self.lora_alpha, tuple(self.lora_targets.split(",")))
 
   def plan(self) -> str:
     """What a step does, in words: nobody should have to guess what a batch is."""

@@ -29,6 +29,11 @@ PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
   (r"layers_\d+/(q|k|v|gate|up)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"layers_\d+/(q|k|v)/bias", PartitionSpec("tensor")),
   (r"layers_\d+/(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
+  # Adapters, [in, r] and [r, out], lie as their kernel does; the rank is never split.
+  (r"layers_\d+/(q|k|v|gate|up)/lora_a", PartitionSpec("fsdp", None)),
+  (r"layers_\d+/(q|k|v|gate|up)/lora_b", PartitionSpec(None, "tensor")),
+  (r"layers_\d+/(o|down)/lora_a", PartitionSpec("tensor", None)),
+  (r"layers_\d+/(o|down)/lora_b", PartitionSpec(None, "fsdp")),
   (r".*", PartitionSpec()),  # norms and output biases: small, everywhere
 )
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # the prompt axis, which comes first everywhere
@@ -128,7 +133,9 @@ def state_shardings(config: DecoderConfig, mesh: Mesh, tree: Any) -> Any:
   def place(path, leaf):
     keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path]
     start = next((i for i, key in enumerate(keys) if _is_root(key)), None)
-    if start is None:
+    # Adafactor's row and column means, and its stand-ins of one number: small, everywhere.
+    factored = leaf.size == 1 or (leaf.ndim == 1 and keys[-1] != "bias")
+    if start is None or factored:
       return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, parameter_spec(config, mesh, keys[start:], leaf.shape))
 

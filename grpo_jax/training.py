@@ -16,7 +16,7 @@ from tqdm import tqdm
 from grpo_jax import alarms, hosts
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
-from grpo_jax.models import Params, save_pretrained
+from grpo_jax.models import Params, merge, save_adapters, save_pretrained
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
@@ -41,7 +41,8 @@ def train(config: RunConfig) -> Path:
 
   Returns:
     The run folder, with all that DESIGN calls for: config.json, metrics.jsonl, rollouts/,
-    checkpoints/, eval_base.json, eval_final.json, report.md, report.html, *.png and model/.
+    checkpoints/, eval_base.json, eval_final.json, report.md, report.html, *.png and model/
+    (with LoRA, adapter/ too).
 
   Raises:
     ValueError: settings, data and model do not fit together; one sentence, before any work.
@@ -109,7 +110,11 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
             "--dtype=float32 (or raise --max_bad_steps)"
           )
     evaluate_all(run, "final", state.params, reward, signals.check)
-  save_pretrained(run.policy, state.params, run.dir / "model", tokenizer=run.tokenizer)
+  whole = merge(run.assemble(run.base, state.params))
+  save_pretrained(run.policy, whole, run.dir / "model", tokenizer=run.tokenizer, dtype="float32")
+  if config.lora:
+    folder = run.dir / "adapter"
+    save_adapters(run.policy, state.params, config.lora, folder, config.model)
   if hosts.is_first():
     write_report(run.dir)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -185,7 +190,7 @@ def _evaluated(
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   return evaluate(
     run.policy,
-    params,
+    run.assemble(run.base, params),
     run.tokenizer,
     tasks,
     reward=plain,

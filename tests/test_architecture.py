@@ -19,6 +19,7 @@ FLOORS = (
   {
     "sampling",
     "sharding",
+    "optimizers",
     "checkpoints",
     "scores",
     "tables",

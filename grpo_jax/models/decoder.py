@@ -29,6 +29,7 @@ from jax import lax
 from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
+from grpo_jax.models.layers import Dense, RMSNorm
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.types import Array
 
@@ -54,39 +55,6 @@ class Row:
   completion_mask: jax.Array | None = None
 
 
-class RMSNorm(nn.Module):
-  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467)."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes x [.., D] @ kernel [D, F] with the weight gradient as x^T g instead of (g^T x)^T.
-
-  XLA on CPU copies the left side of that product into transposed order, fused with whatever made
-  it. For a cotangent that is SwiGLU's whole backward arithmetic, five times slower so.
-  """
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _project_backward(saved, g):
-  x, kernel = saved
-  leading = tuple(range(x.ndim - 1))
-  dx = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-  return dx, lax.dot_general(x, g, ((leading, leading), ((), ())))
-
-
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
-
-
 class Layer(nn.Module):
   """One pre-norm block: attention, then SwiGLU (arXiv:2002.05202)."""
 
@@ -94,12 +62,7 @@ class Layer(nn.Module):
 
   def setup(self):
     c = self.config
-    dense = lambda features, bias: nn.Dense(
-      features,
-      use_bias=bias,
-      dtype=jnp.dtype(c.dtype),
-      dot_general=lambda x, kernel, *_, **__: project(x, kernel),
-    )
+    dense = lambda features, bias: Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype))
     self.attn_norm = RMSNorm(c.rms_norm_eps)
     self.q = dense(c.num_heads * c.head_dim, c.attention_bias)
     self.k = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
