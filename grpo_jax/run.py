@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import time
@@ -14,19 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.data.batches import batch_at, bucket_length, pad_prompts
 from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import generate as generate_rows
-from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
+from grpo_jax.grpo import step_key
 from grpo_jax.models import load_config, load_pretrained
+from grpo_jax.programs import kl_program, learn_program, make_optimizer, resolve, sample_program
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_rollouts
 from grpo_jax.run_config import RunConfig, changed_settings, run_record
-from grpo_jax.sampling import LENGTH_BUCKETS, sample_groups
+from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
@@ -72,29 +71,19 @@ class Run:
       config.model, sharding=parameter_sharding(shape, self.mesh)
     )
     self.policy = dataclasses.replace(self.policy, dtype=config.dtype)  # master weights: float32
-    sampling = dataclasses.replace(
-      config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
-    )
-    idle = self.mesh.size == 1 and not config.grpo.kl_weight
-    self.grpo = dataclasses.replace(config.grpo, sampling=sampling, skip_idle=idle)
-    self.schedule = optax.linear_schedule(
-      0.0 if config.warmup_steps else config.learning_rate,
+    self.grpo = resolve(config.grpo, self.policy, self.mesh, self.stop_ids)
+    self.tx, self.schedule = make_optimizer(
       config.learning_rate,
-      max(config.warmup_steps, 1),
+      warmup_steps=config.warmup_steps,
+      weight_decay=config.weight_decay,
+      clip_norm=config.clip_norm,
     )
-    self.tx = optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(
-        # The first step must move: warm-up counts from 1.
-        lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
-      ),
-    )  # fmt: skip
     self._traceback_shown = False
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
-    self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
-    self._learn = jax.jit(self._learn_body, donate_argnums=0)
-    self._kl = jax.jit(functools.partial(kl_to_reference, policy=self.policy, cfg=self.grpo))
+    self._sample = sample_program(self.policy, self.mesh, self.grpo.sampling)
+    self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo)
+    self._kl = kl_program(self.policy, self.mesh, self.grpo)
 
   def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to begin with and the tokens sampled so far: fresh, or the newest checkpoint's."""
@@ -207,16 +196,6 @@ class Run:
     tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.mask).sum(-1)
     last = np.take_along_axis(tokens, (lengths - 1)[..., None], axis=-1)[..., 0]
     return (lengths >= self.grpo.sampling.max_tokens) & ~np.isin(last, self.stop_ids)
-
-  @staticmethod
-  def _sample_body(policy, sampling, params, prompts, key):
-    return sample_groups(policy, params, prompts, key, sampling)
-
-  def _learn_body(self, state, ref_params, rollout, rewards):
-    batch = make_batch(rollout, rewards, ref_params, policy=self.policy, cfg=self.grpo)
-    state, metrics = update(state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo)
-    placed = state_shardings(self.policy, self.mesh, state)
-    return jax.lax.with_sharding_constraint(state, placed), metrics
 
   def _check_lengths(self) -> None:
     """Shows what each split holds, and refuses prompts over the limit before any work."""

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.models import DecoderConfig
+from grpo_jax.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -31,7 +32,7 @@ PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
   (r"layers_\d+/(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
   (r".*", PartitionSpec()),  # norms and output biases: small, everywhere
 )
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # the prompt axis, which comes first everywhere
+BATCH_SPEC = PartitionSpec(BATCH_AXES)  # the prompt axis, which comes first everywhere
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -64,20 +65,30 @@ def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Me
   Raises:
     ValueError: the devices do not suffice or do not divide.
   """
-  sizes = parse_mesh(text)
   devices = list(jax.devices() if devices is None else devices)
+  sizes = mesh_sizes(text, len(devices))
+  grid = np.asarray(devices[: int(np.prod(sizes))]).reshape(sizes)
+  # Auto, not Explicit (the default of jax.make_mesh): reshapes regroup sharded axes.
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(text: str, devices: int) -> tuple[int, ...]:
+  """The sizes of `AXES` that `--mesh` gives for a number of devices.
+
+  Raises:
+    ValueError: the devices do not suffice or do not divide.
+  """
+  sizes = parse_mesh(text)
   fixed = int(np.prod([s for s in sizes.values() if s > 0]))
   for name, size in sizes.items():
     if size == -1:
-      if len(devices) % fixed:
-        raise ValueError(f"--mesh={text}: {len(devices)} devices do not divide by {fixed}")
-      sizes[name] = len(devices) // fixed
+      if devices % fixed:
+        raise ValueError(f"--mesh={text}: {devices} devices do not divide by {fixed}")
+      sizes[name] = devices // fixed
   wanted = int(np.prod(list(sizes.values())))
-  if wanted > len(devices):
-    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {len(devices)}")
-  grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
-  # Auto, not Explicit (the default of jax.make_mesh): reshapes regroup sharded axes.
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  if wanted > devices:
+    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {devices}")
+  return tuple(sizes.values())
 
 
 def parameter_spec(
@@ -133,6 +144,17 @@ def state_shardings(config: DecoderConfig, mesh: Mesh, tree: Any) -> Any:
     return NamedSharding(mesh, parameter_spec(config, mesh, keys[start:], leaf.shape))
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def split_parameters(config: DecoderConfig, tree: Any) -> Any:
+  """Constrains gradients to be split as their parameters are; does nothing outside a mesh.
+
+  Without it, gradients that are summed over micro-batches may be held whole on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, state_shardings(config, mesh, tree))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

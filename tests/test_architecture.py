@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub"},
+  {"types", "schema", "hub", "placement"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",
@@ -28,8 +28,8 @@ FLOORS = (
     "grid",
   },
   {"grpo", "sft", "evaluate", "report"},
-  {"run_config"},
-  {"run"},
+  {"run_config", "programs"},
+  {"run", "planner"},
   {"training", "sweep"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -4,6 +4,7 @@ from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Params, decode_step, forward, init_params, logits_of, prefill
 from grpo_jax.models.kv_cache import PromptCache, empty_completion_cache
 from grpo_jax.models.logprobs import TokenLogprobs, completion_logprobs, token_logprobs
+from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
   "PromptCache",
   "TokenLogprobs",
   "completion_logprobs",
+  "config_named",
   "decode_step",
   "empty_completion_cache",
   "forward",
