@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from grpo_jax.planner.arithmetic import parameter_count
 from grpo_jax.planner.compiled import Program
 from grpo_jax.planner.plan import Plan
 from grpo_jax.sharding import mesh_text
-from grpo_jax.tables import as_text
 
 GIB = 2**30
 
@@ -48,6 +48,16 @@ def as_record(plan: Plan) -> dict[str, Any]:
     fields = {k: v for k, v in vars(program).items() if k != "instructions"}
     record[program.name] = fields
   return record
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Columns for a terminal, the first one to the left and numbers to the right."""
+  widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+  line = lambda row: "  ".join(
+    cell.rjust(width) if column else cell.ljust(width)
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+  )
+  return "\n".join(line(row).rstrip() for row in (header, ["-" * w for w in widths], *rows))
 
 
 def _heading(plan: Plan) -> str:
@@ -92,7 +102,7 @@ def _memory(plan: Plan) -> str:
   if plan.sample is not None:
     rows.append(["(temporary, by arithmetic)", *(gib(size) for size in plan.estimated)])
     rows.append(["(compiled in)", *(f"{p.seconds:.0f} s" if p else "" for p in both)])
-  return as_text(["GiB of a device", *names], rows)
+  return _table(["GiB of a device", *names], rows)
 
 
 def _rest(plan: Plan, program: Program | None) -> float:
@@ -121,7 +131,7 @@ def _phases(plan: Plan) -> str:
       ]
     )
   header = ["phase", "TFLOP", "GB moved", "GB sent", "compute s", "memory s", "links s", "bound by"]
-  return as_text(header, rows)
+  return _table(header, rows)
 
 
 def _collectives(sample: Program, update: Program) -> str:
@@ -137,7 +147,7 @@ def _collectives(sample: Program, update: Program) -> str:
     ]
     for kind in kinds
   ]
-  return as_text(["collective", "in sampling", "GB sent", "in update", "GB sent"], rows)
+  return _table(["collective", "in sampling", "GB sent", "in update", "GB sent"], rows)
 
 
 def _verdict(plan: Plan) -> list[str]:
