@@ -27,7 +27,9 @@ from grpo_jax.algorithms import (
   loss_metrics,
 )
 from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.placement import split_prompts
 from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.sharding import split_parameters
 from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
 
 RewardFn = Callable[[Rollout], jax.Array]
@@ -234,7 +236,10 @@ def policy_gradient(
     sums.sums["entropy"] = jnp.sum(jnp.where(piece.rollout.mask, scores.entropy, 0.0))
     return sums.total, sums
 
-  slope = jax.grad(loss, has_aux=True)
+  def slope(params, piece):
+    grads, sums = jax.grad(loss, has_aux=True)(params, piece)
+    return split_parameters(policy, grads), sums
+
   batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
   if cfg.skip_idle:
     batch = _teaching_first(batch)
@@ -297,4 +302,5 @@ def _split(tree: Any, pieces: int) -> Any:
   size = jax.tree.leaves(tree)[0].shape[0]
   if pieces < 1 or size % pieces:
     raise ValueError(f"{size} prompts cannot be cut into {pieces} equal pieces")
-  return jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), tree)
+  cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), tree)
+  return split_prompts(cut, axis=1)  # a device's prompts lie together: some pieces would not be its

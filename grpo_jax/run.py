@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from grpo_jax import hosts
 from grpo_jax.checkpoints import Checkpoints
@@ -22,15 +21,16 @@ from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
-from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
-from grpo_jax.models import Params, attach, init_adapters, load_config, load_pretrained
-from grpo_jax.optimizers import make_optimizer
+from grpo_jax.grpo import step_key
+from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
+from grpo_jax.optimizers import make_optimizer, warmup_schedule
+from grpo_jax.programs import assemble, kl_program, learn_program, resolve, sample_program
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
 from grpo_jax.run_config import RunConfig, changed_settings, run_record
 from grpo_jax.run_folder import whole_lines, write_text
-from grpo_jax.sampling import LENGTH_BUCKETS, sample_groups
+from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
@@ -82,19 +82,11 @@ class Run:
     self.base: Params | None = None
     if config.lora:
       self.base, self.params = self.params, self._fresh_adapters()
-    sampling = dataclasses.replace(
-      config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
-    )
-    idle = self.mesh.size == 1 and not config.grpo.kl_weight
-    self.grpo = dataclasses.replace(config.grpo, sampling=sampling, skip_idle=idle)
-    self.schedule = optax.linear_schedule(
-      0.0 if config.warmup_steps else config.learning_rate,
-      config.learning_rate,
-      max(config.warmup_steps, 1),
-    )
+    self.grpo = resolve(config.grpo, self.policy, self.mesh, self.stop_ids)
+    self.schedule = warmup_schedule(config.learning_rate, config.warmup_steps)
     self.tx = make_optimizer(
       config.optimizer,
-      lambda count: self.schedule(count + 1),  # the first step must move: warm-up counts from 1
+      self.schedule,
       weight_decay=config.weight_decay,
       clip_norm=config.clip_norm,
     )
@@ -102,9 +94,9 @@ class Run:
     self._decode = lambda ids: completion_text(self.tokenizer, ids, self.stop_ids)
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
-    self._sample = jax.jit(self._sample_body)
-    self._learn = jax.jit(self._learn_body, donate_argnums=0)
-    self._kl = jax.jit(functools.partial(kl_to_reference, policy=self.policy, cfg=self.grpo))
+    self._sample = sample_program(self.policy, self.mesh, self.grpo.sampling, config.lora)
+    self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
+    self._kl = kl_program(self.policy, self.mesh, self.grpo)
 
   def fresh_state(self) -> TrainState:
     """The state of step 0; takes the loaded parameters, so it can be made once."""
@@ -186,7 +178,7 @@ class Run:
     cut = reached_limit(drawn, self.grpo.sampling.max_tokens, self.stop_ids)
     metrics = rollout_metrics(drawn.mask, rewards, breakdowns, cut)
     metrics |= found | failures
-    metrics["learning_rate"] = float(self.schedule(step + 1))
+    metrics["learning_rate"] = float(self.schedule(step))
     if hosts.is_first():
       write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
       if metrics["skipped_updates"]:
@@ -230,10 +222,9 @@ class Run:
     cut = lambda x: x[..., :length]
     return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))
 
-  def assemble(self, base: Params | None, trained: Params) -> Params:
+  def assemble(self, trained: Params) -> Params:
     """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
-    lora = self.config.lora
-    return attach(base, trained, lora) if lora and base is not None else trained
+    return assemble(self.config.lora, self.base, trained)
 
   def _fresh_adapters(self) -> Params:
     assert self.config.lora is not None
@@ -241,19 +232,6 @@ class Run:
     key = jax.random.fold_in(jax.random.key(self.config.seed), 2**32 - 1)  # no step has this number
     placed = state_shardings(self.policy, self.mesh, jax.eval_shape(draw, key))
     return jax.jit(draw, out_shardings=placed)(key)
-
-  def _sample_body(self, trained, base, prompts, key):
-    params = self.assemble(base, trained)
-    return sample_groups(self.policy, params, prompts, key, self.grpo.sampling)
-
-  def _learn_body(self, state, base, ref_params, rollout, rewards):
-    batch = make_batch(rollout, rewards, ref_params, policy=self.policy, cfg=self.grpo)
-    whole = functools.partial(self.assemble, base)
-    state, metrics = update(
-      state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo, assemble=whole
-    )
-    placed = state_shardings(self.policy, self.mesh, state)
-    return jax.lax.with_sharding_constraint(state, placed), metrics
 
   def _check_lengths(self) -> None:
     """Shows what each split holds, and refuses prompts over the limit before any work."""

@@ -110,7 +110,7 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
             "--dtype=float32 (or raise --max_bad_steps)"
           )
     evaluate_all(run, "final", state.params, reward, signals.check)
-  whole = merge(run.assemble(run.base, state.params))
+  whole = merge(run.assemble(state.params))
   save_pretrained(run.policy, whole, run.dir / "model", tokenizer=run.tokenizer, dtype="float32")
   if config.lora:
     folder = run.dir / "adapter"
@@ -190,7 +190,7 @@ def _evaluated(
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   return evaluate(
     run.policy,
-    run.assemble(run.base, params),
+    run.assemble(params),
     run.tokenizer,
     tasks,
     reward=plain,

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub", "hosts", "alarms", "run_folder"},
+  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",
@@ -31,8 +31,8 @@ FLOORS = (
     "stop_signals",
   },
   {"grpo", "sft", "evaluate", "report"},
-  {"run_config"},
-  {"run"},
+  {"run_config", "programs"},
+  {"run", "planner"},
   {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -31,6 +31,7 @@ from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
 from grpo_jax.models.layers import Dense, RMSNorm
 from grpo_jax.models.rope import rope_frequencies
+from grpo_jax.placement import split_prompts
 from grpo_jax.types import Array
 
 Params = dict[str, Any]
@@ -139,12 +140,13 @@ class Decoder(nn.Module):
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
     rope = (jnp.cos(angles) * factor, jnp.sin(angles) * factor)
-    x = self.embed(tokens)
+    x = split_prompts(self.embed(tokens))
     prompts, owns = [], []
     for i, layer in enumerate(self.layers):
       given = None if prompt_cache is None else prompt_cache[i]
       own = None if completion_cache is None else completion_cache[i]
       x, prompt, own = layer(x, rope, row, given, own, step)
+      x = split_prompts(x)
       prompts.append(prompt)
       owns.append(own)
     return self.final_norm(x), tuple(prompts), tuple(owns)
