@@ -175,7 +175,7 @@ def update(
   def optimizer_step(carry, piece):
     params, opt_state = carry
     grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg, assemble=assemble)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
     metrics["skipped_updates"] = 1.0 - finite  # one bad batch must not spoil the parameters
     updates, new_opt_state = tx.update(grads, opt_state, params)

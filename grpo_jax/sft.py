@@ -128,7 +128,7 @@ def make_sft_step(
     loss = lambda p: sft_loss(policy, p, batch, remat=cfg.remat)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return optax.apply_updates(params, updates), opt_state, metrics
 
   return jax.jit(step, donate_argnums=(0, 1))
