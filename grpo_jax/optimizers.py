@@ -9,6 +9,16 @@ import optax
 Optimizer = Literal["adamw", "adafactor"]
 
 
+def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
+  """From the count of steps done to the learning rate: linear, then constant.
+
+  The first step must move, so the warm-up counts from 1.
+  """
+  start = 0.0 if warmup_steps else learning_rate
+  linear = optax.linear_schedule(start, learning_rate, max(warmup_steps, 1))
+  return lambda count: linear(count + 1)
+
+
 def make_optimizer(
   name: Optimizer, schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:

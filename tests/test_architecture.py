@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub"},
+  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",
@@ -27,11 +27,13 @@ FLOORS = (
     "tracking",
     "rollout_log",
     "grid",
+    "rollout_scores",
+    "stop_signals",
   },
   {"grpo", "sft", "evaluate", "report"},
-  {"run_config"},
-  {"run"},
-  {"training", "sweep"},
+  {"run_config", "programs"},
+  {"run", "planner"},
+  {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"rewards", "schema", "data", "text", "hub", "scores", "tables", "plots", "report"}

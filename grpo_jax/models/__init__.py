@@ -12,6 +12,7 @@ from grpo_jax.models.lora import (
   merge,
   save_adapters,
 )
+from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
   "TokenLogprobs",
   "attach",
   "completion_logprobs",
+  "config_named",
   "decode_step",
   "empty_completion_cache",
   "forward",

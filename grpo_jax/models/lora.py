@@ -12,7 +12,6 @@ On disk they have PEFT's format, which `peft` and vLLM load (https://huggingface
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def merge(params: Params) -> Params:
   the last place of W would be rounded away, and the sampler would draw from the base.
   """
   if "lora_a" not in params:
-    return {name: merge(x) if isinstance(x, Mapping) else x for name, x in params.items()}
+    return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
   a, b = (params[name].astype(jnp.float32) for name in ("lora_a", "lora_b"))
   change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   rest = {name: x for name, x in params.items() if not name.startswith("lora_")}
