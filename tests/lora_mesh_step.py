@@ -5,7 +5,6 @@ python lora_mesh_step.py OUT.npz MESH...
 
 from __future__ import annotations
 
-import functools
 import sys
 
 from mesh_step import CFG, CONFIG, SAMPLING, TX, first_state, share_on_a_device
@@ -15,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from grpo_jax.grpo import make_batch, step_key, update
-from grpo_jax.models import LoraConfig, attach, init_adapters
-from grpo_jax.sampling import sample_groups
+from grpo_jax.grpo import step_key
+from grpo_jax.models import LoraConfig, init_adapters
+from grpo_jax.programs import learn_program, sample_program
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState
 
@@ -29,8 +28,7 @@ def step_on(mesh):
   base = first_state(mesh).params
   adapters = jax.tree.map(lambda x: x + 0.1, init_adapters(CONFIG, LORA, jax.random.key(2)))
   state = TrainState(adapters, TX.init(adapters), jnp.int32(0), jax.random.key(1))
-  placed = state_shardings(CONFIG, mesh, state)
-  state = jax.device_put(state, placed)
+  state = jax.device_put(state, state_shardings(CONFIG, mesh, state))
   rng = np.random.default_rng(0)
   mask = np.arange(6) >= rng.integers(0, 5, (8, 1))
   tokens = rng.integers(0, 64, (8, 6)).astype(np.int32)
@@ -38,21 +36,13 @@ def step_on(mesh):
     Prompts(tokens, mask, np.arange(8, dtype=np.int32)), batch_sharding(mesh)
   )
 
-  @jax.jit
-  def sample(trained, base, prompts, key):
-    return sample_groups(CONFIG, attach(base, trained, LORA), prompts, key, SAMPLING)
-
-  @jax.jit
-  def learn(state, base, rollout, rewards):
-    batch = make_batch(rollout, rewards, base, policy=CONFIG, cfg=CFG)
-    whole = functools.partial(attach, base, lora=LORA)
-    state, metrics = update(state, batch, policy=CONFIG, tx=TX, cfg=CFG, assemble=whole)
-    return jax.lax.with_sharding_constraint(state, placed), metrics
+  sample = sample_program(CONFIG, mesh, SAMPLING, LORA)
+  learn = learn_program(CONFIG, mesh, TX, CFG, LORA)
 
   rollout = sample(state.params, base, prompts, step_key(state))
   drawn, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   rewards = ((drawn % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return base, rollout, *learn(state, base, rollout, rewards.astype(np.float32))
+  return base, rollout, *learn(state, base, base, rollout, rewards.astype(np.float32))
 
 
 def main(out: str, *meshes: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from grpo_jax.models import (
   LoraConfig,
   attach,
+  completion_logprobs,
   forward,
   init_adapters,
   load_adapters,
@@ -213,3 +214,18 @@ def test_peft_loads_ours_and_we_load_peft_s(tiny, tmp_path):
   np.testing.assert_allclose(
     logits(reloaded, attach(same, found, described))[MASK], theirs(made.eval()), atol=1e-4
   )
+
+
+def test_recomputing_layers_changes_no_gradient(tiny):
+  config, params = tiny
+  adapters = noisy(config, LORA)
+  completions = np.random.default_rng(1).integers(0, 67, (2, 2, 3))
+
+  def slope(remat):
+    def loss(a):
+      whole = attach(params, a, LORA)
+      return completion_logprobs(config, whole, TOKENS, MASK, completions, remat=remat).logp.sum()
+
+    return jax.jit(jax.grad(loss))(adapters)
+
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), slope(True), slope(False))
