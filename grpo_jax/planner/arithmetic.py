@@ -80,7 +80,7 @@ def temporaries(job: Job) -> tuple[float, float]:
   c, b, tensor = job.policy, _width(job), job.mesh.shape["tensor"]
   local = job.prompts_per_step // job.parts
   # Weights in the compute dtype, two layers of them gathered at a time, and the gathered head.
-  copies = _weights(job) * b / job.mesh.size if b < 4 else 0
+  copies = resident(job).parameters * b / 4 if b < 4 else 0
   gathered = (2 * _layer_weights(job) + c.vocab_size * c.hidden_size) * b / tensor
   gathered *= job.mesh.shape["fsdp"] > 1
   logits = local * job.group * c.vocab_size / tensor * 4
