@@ -92,7 +92,10 @@ flags.DEFINE_enum(
   "adamw, or adafactor: factored second moments and no first, a fraction of the memory",
 )
 flags.DEFINE_float("learning_rate", D.learning_rate, "the optimizer's, after the warm-up")
-flags.DEFINE_integer("warmup_steps", D.warmup_steps, "linear warm-up, steps")
+flags.DEFINE_integer("warmup_steps", D.warmup_steps, "linear warm-up, optimizer steps")
+flags.DEFINE_enum(
+  "decay", D.decay, ["none", "linear"], "of the learning rate, from the warm-up to the last step"
+)
 flags.DEFINE_float("weight_decay", D.weight_decay, "decoupled, times the learning rate")
 flags.DEFINE_float("clip_norm", D.clip_norm, "gradients are scaled down to this global norm")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the k3 KL to the start (beta), reward per nat")
@@ -205,7 +208,7 @@ def run_config() -> RunConfig:
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
         "max_prompt_tokens", "lora_rank", "lora_alpha", "lora_targets", "optimizer",
-        "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
+        "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
         "resume", "allow_changes", "max_bad_steps",
       )

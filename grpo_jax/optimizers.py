@@ -7,16 +7,30 @@ from typing import Literal
 import optax
 
 Optimizer = Literal["adamw", "adafactor"]
+Decay = Literal["none", "linear"]
 
 
-def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
-  """From the count of steps done to the learning rate: linear, then constant.
+def make_schedule(
+  learning_rate: float, warmup_steps: int, decay: Decay = "none", steps: int = 0
+) -> optax.Schedule:
+  """From the count of optimizer steps done to the learning rate.
 
-  The first step must move, so the warm-up counts from 1.
+  The first step must move and the last one too: the warm-up counts from 1, and the decay would
+  reach zero one step after the end.
+
+  Args:
+    learning_rate: after the warm-up.
+    warmup_steps: linear, in optimizer steps.
+    decay: `none`, or `linear` over the steps after the warm-up.
+    steps: optimizer steps in all; needed for a decay only.
   """
   start = 0.0 if warmup_steps else learning_rate
-  linear = optax.linear_schedule(start, learning_rate, max(warmup_steps, 1))
-  return lambda count: linear(count + 1)
+  rise = optax.linear_schedule(start, learning_rate, max(warmup_steps, 1))
+  if decay == "none":
+    return lambda count: rise(count + 1)
+  fall = optax.linear_schedule(learning_rate, 0.0, max(steps + 1 - warmup_steps, 1))
+  joined = optax.join_schedules([rise, fall], [warmup_steps])
+  return lambda count: joined(count + 1)
 
 
 def make_optimizer(

@@ -23,7 +23,7 @@ from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
 from grpo_jax.grpo import step_key
 from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
-from grpo_jax.optimizers import make_optimizer, warmup_schedule
+from grpo_jax.optimizers import make_optimizer, make_schedule
 from grpo_jax.programs import assemble, kl_program, learn_program, resolve, sample_program
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
@@ -83,10 +83,15 @@ class Run:
     if config.lora:
       self.base, self.params = self.params, self._fresh_adapters()
     self.grpo = resolve(config.grpo, self.policy, self.mesh, self.stop_ids)
-    self.schedule = warmup_schedule(config.learning_rate, config.warmup_steps)
+    # The optimizer counts its own steps, of which a training step may take several.
+    per_step = config.grpo.inner_updates * config.grpo.minibatches
+    schedule = make_schedule(
+      config.learning_rate, config.warmup_steps, config.decay, config.steps * per_step
+    )
+    self.schedule = lambda step: schedule(step * per_step)
     self.tx = make_optimizer(
       config.optimizer,
-      self.schedule,
+      schedule,
       weight_decay=config.weight_decay,
       clip_norm=config.clip_norm,
     )

@@ -19,7 +19,7 @@ import jax
 from grpo_jax import hub
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import LoraConfig
-from grpo_jax.optimizers import Optimizer
+from grpo_jax.optimizers import Decay, Optimizer
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights, reward_files
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import parse_mesh
@@ -57,7 +57,8 @@ class RunConfig:
     lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
     optimizer: `adamw`, or `adafactor`, whose state is much smaller (see `make_optimizer`).
     learning_rate: the optimizer's, after the warm-up.
-    warmup_steps: linear warm-up, in steps.
+    warmup_steps: linear warm-up, in optimizer steps.
+    decay: of the learning rate after that: `none`, or `linear` to the end of the run.
     weight_decay: decoupled, times the learning rate.
     clip_norm: gradients are scaled down to this global norm.
     seed: of the data order and the samples.
@@ -95,6 +96,7 @@ class RunConfig:
   optimizer: Optimizer = "adamw"
   learning_rate: float = 1e-6
   warmup_steps: int = 5
+  decay: Decay = "none"
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   seed: int = 0
@@ -154,6 +156,7 @@ class RunConfig:
       ("dtype", self.dtype, get_args(Dtype)),
       ("resume", self.resume, get_args(Resume)),
       ("optimizer", self.optimizer, get_args(Optimizer)),
+      ("decay", self.decay, get_args(Decay)),
     ):
       if value not in valid:
         raise ValueError(f"--{name}={value}; expected one of {', '.join(valid)}")
@@ -231,6 +234,8 @@ def config_of(record: Mapping[str, Any]) -> RunConfig:
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """The settings that alter a run's future and differ between its record and a new one."""
   names = [f.name for f in dataclasses.fields(RunConfig) if f.name not in FREE]
+  if new["decay"] != "none":  # the learning rate then depends on where the end is
+    names.append("steps")
   names += ["data_sha256", "model_sha256", "reward_sha256"]
   new = json.loads(json.dumps(new))
   return [

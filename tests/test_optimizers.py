@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as Spec
 
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.optimizers import make_optimizer
+from grpo_jax.optimizers import make_optimizer, make_schedule
 from grpo_jax.sharding import AXES, state_shardings
 
 
@@ -57,3 +57,10 @@ def test_adafactor_s_state_is_small_and_has_a_place_on_every_mesh():
   assert moments.v["layers_0"]["k"]["kernel"].spec == Spec("fsdp", "tensor")
   assert moments.v["layers_0"]["q"]["bias"].spec == Spec("tensor")
   jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), state["adafactor"], placed)
+
+
+def test_the_learning_rate_rises_and_falls_to_the_end():
+  rates = lambda *arguments: [float(make_schedule(*arguments)(count)) for count in range(6)]
+  assert rates(0.1, 2) == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1])
+  assert rates(0.1, 2, "linear", 6) == pytest.approx([0.05, 0.1, 0.08, 0.06, 0.04, 0.02])
+  assert rates(0.12, 0, "linear", 5) == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.0])

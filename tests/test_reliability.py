@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from small_run import STEPS, assert_same_run, command, small_run
@@ -245,6 +246,12 @@ def test_replay_finds_a_step_as_it_was_recorded(whole, tmp_path):
   assert "completions differ at 1 of 2 prompts" in found.notes
   with pytest.raises(ValueError, match="no record of step 4; it has 4 steps"):
     replay(whole, 4)
+  script = Path(training.__file__).parents[1] / "experiments" / "replay.py"
+  said = subprocess.run(
+    [sys.executable, str(script), f"--run={tmp_path / 'run'}", "--step=3"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert said.returncode == 1 and "completions  DIFFERENT" in said.stdout, said.stderr[-2000:]
 
 
 def break_numbers(monkeypatch, steps):
@@ -271,7 +278,7 @@ def test_a_bad_batch_changes_nothing_and_is_kept(settings, tmp_path, monkeypatch
   like = training.Run(config).fresh_state()
   with Checkpoints(folder, read_only=True) as checkpoints:
     one, two, three = (checkpoints.restore(step, like)[0] for step in (1, 2, 3))
-  flat = lambda tree: np.concatenate([np.ravel(x) for x in __import__("jax").tree.leaves(tree)])
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
   assert np.array_equal(flat(one.params), flat(two.params)) and int(two.step) == 2
   assert np.array_equal(flat(one.opt_state), flat(two.opt_state))
   assert not np.array_equal(flat(two.params), flat(three.params))

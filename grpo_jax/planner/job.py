@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.optimizers import make_optimizer, warmup_schedule
+from grpo_jax.optimizers import make_optimizer, make_schedule
 from grpo_jax.programs import learn_program, resolve, sample_program
 from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
 from grpo_jax.types import Prompts, Rollout, TrainState
@@ -148,7 +148,7 @@ def bytes_per_device(tree: Any) -> int:
 
 def _optimizer():
   # Only its state's shape matters here, and no number below changes it.
-  return make_optimizer("adamw", warmup_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
+  return make_optimizer("adamw", make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
 
 
 def _abstract_key() -> Any:
