@@ -137,7 +137,7 @@ flags.DEFINE_enum("preset", None, ["tiny"], "flag values for a known job; flags 
 PRESETS = {
   # The embedded policy on two CPU cores, in under ten minutes.
   "tiny": {
-    "steps": 120,
+    "steps": 80,
     "prompts_per_step": 12,
     "micro_batch_prompts": 3,
     "group_size": 8,
