@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -26,7 +27,7 @@ from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.report import as_record
 from grpo_jax.sampling import SamplingConfig
 
-FLAGS = flags.FLAGS
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 
 flags.DEFINE_string(
   "model", "qwen2.5-7b", "qwen2.5-SIZE, a hub id, a checkpoint folder or a config.json"

@@ -7,38 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from grpo_jax.grpo import GRPOConfig, kl_to_reference, make_batch, update
-from grpo_jax.models import DecoderConfig
+from grpo_jax.models import DecoderConfig, LoraConfig, Params, attach
 from grpo_jax.sampling import SamplingConfig, sample_groups
-from grpo_jax.sharding import state_shardings
-
-Schedule = Callable[[Any], Any]
+from grpo_jax.sharding import AnyMesh, state_shardings
 
 
-def make_optimizer(
-  learning_rate: float, *, warmup_steps: int, weight_decay: float, clip_norm: float
-) -> tuple[optax.GradientTransformation, Schedule]:
-  """AdamW behind a global-norm clip, and its schedule: step count from 1 -> learning rate."""
-  schedule = optax.linear_schedule(
-    0.0 if warmup_steps else learning_rate, learning_rate, max(warmup_steps, 1)
-  )
-  tx = optax.chain(
-    optax.clip_by_global_norm(clip_norm),
-    # The first step must move: warm-up counts from 1.
-    optax.adamw(lambda count: schedule(count + 1), b2=0.99, weight_decay=weight_decay),
-  )
-  return tx, schedule
+def assemble(lora: LoraConfig | None, base: Params | None, trained: Params) -> Params:
+  """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
+  return attach(base, trained, lora) if lora and base is not None else trained
 
 
 def resolve(
-  cfg: GRPOConfig, policy: DecoderConfig, mesh: Mesh, stop_ids: Sequence[int]
+  cfg: GRPOConfig, policy: DecoderConfig, mesh: AnyMesh, stop_ids: Sequence[int]
 ) -> GRPOConfig:
   """The algorithm's settings with what the model and the mesh decide filled in."""
   sampling = dataclasses.replace(
@@ -48,30 +35,46 @@ def resolve(
   return dataclasses.replace(cfg, sampling=sampling, skip_idle=idle)
 
 
-def sample_program(policy: DecoderConfig, mesh: Mesh, sampling: SamplingConfig) -> Any:
-  """`sample_groups` under `jax.jit`: (params, prompts, key) -> `Rollout`."""
-  return jax.jit(functools.partial(_sample, policy, mesh, sampling))
+def sample_program(
+  policy: DecoderConfig, mesh: AnyMesh, sampling: SamplingConfig, lora: LoraConfig | None = None
+) -> Any:
+  """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
+
+  `base` is None unless adapters are trained.
+  """
+
+  def sample(trained, base, prompts, key):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return sample_groups(policy, assemble(lora, base, trained), prompts, key, sampling)
+
+  return jax.jit(sample)
 
 
 def learn_program(
-  policy: DecoderConfig, mesh: Mesh, tx: optax.GradientTransformation, cfg: GRPOConfig
+  policy: DecoderConfig,
+  mesh: AnyMesh,
+  tx: optax.GradientTransformation,
+  cfg: GRPOConfig,
+  lora: LoraConfig | None = None,
 ) -> Any:
   """All that follows rewards, under `jax.jit` with the state donated.
 
   Returns:
-    (state, ref_params, rollout, rewards [P, G]) -> the next state, placed as before, and metrics.
+    (state, base, ref_params, rollout, rewards [P, G]) -> the next state, placed as before, and
+    metrics. `base` is None unless adapters are trained.
   """
 
-  def learn(state, ref_params, rollout, rewards):
+  def learn(state, base, ref_params, rollout, rewards):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       batch = make_batch(rollout, rewards, ref_params, policy=policy, cfg=cfg)
-      state, metrics = update(state, batch, policy=policy, tx=tx, cfg=cfg)
+      whole = functools.partial(assemble, lora, base)
+      state, metrics = update(state, batch, policy=policy, tx=tx, cfg=cfg, assemble=whole)
     return jax.lax.with_sharding_constraint(state, state_shardings(policy, mesh, state)), metrics
 
   return jax.jit(learn, donate_argnums=0)
 
 
-def kl_program(policy: DecoderConfig, mesh: Mesh, cfg: GRPOConfig) -> Any:
+def kl_program(policy: DecoderConfig, mesh: AnyMesh, cfg: GRPOConfig) -> Any:
   """`kl_to_reference` under `jax.jit`: (ref_params, rollout) -> nats per token."""
 
   def kl(ref_params, rollout):
@@ -79,8 +82,3 @@ def kl_program(policy: DecoderConfig, mesh: Mesh, cfg: GRPOConfig) -> Any:
       return kl_to_reference(ref_params, rollout, policy=policy, cfg=cfg)
 
   return jax.jit(kl)
-
-
-def _sample(policy, mesh, sampling, params, prompts, key):
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    return sample_groups(policy, params, prompts, key, sampling)

@@ -58,10 +58,10 @@ def step_on(mesh):
   sample = sample_program(CONFIG, mesh, SAMPLING)
   learn = learn_program(CONFIG, mesh, TX, CFG)
 
-  rollout = sample(state.params, prompts, step_key(state))
+  rollout = sample(state.params, None, prompts, step_key(state))
   tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return state, rollout, *learn(state, reference, rollout, rewards.astype(np.float32))
+  return state, rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
 
 
 def share_on_a_device(array) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.types import Array
 
 # Finite, so that a row without any visible key (padding) gives finite garbage and no NaN gradient.
 MASKED = -1e30
@@ -29,7 +30,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
+def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   """Causal self-attention of the prompts.
 
   Args:
@@ -55,7 +56,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
 
 
 def attend_completion(
-  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: jax.Array, own_mask: jax.Array
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
 ) -> jax.Array:
   """Attention of completion tokens to the shared prompt and to their own past: one softmax.
 

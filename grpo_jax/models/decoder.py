@@ -29,8 +29,10 @@ from jax import lax
 from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
+from grpo_jax.models.layers import Dense, RMSNorm
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.placement import split_prompts
+from grpo_jax.types import Array
 
 Params = dict[str, Any]
 
@@ -50,41 +52,8 @@ class Row:
   prompt: int = struct.field(pytree_node=False)
   group: int = struct.field(pytree_node=False)
   positions: jax.Array
-  prompt_mask: jax.Array
+  prompt_mask: Array
   completion_mask: jax.Array | None = None
-
-
-class RMSNorm(nn.Module):
-  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467)."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes x [.., D] @ kernel [D, F] with the weight gradient as x^T g instead of (g^T x)^T.
-
-  XLA on CPU copies the left side of that product into transposed order, fused with whatever made
-  it. For a cotangent that is SwiGLU's whole backward arithmetic, five times slower so.
-  """
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _project_backward(saved, g):
-  x, kernel = saved
-  leading = tuple(range(x.ndim - 1))
-  dx = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-  return dx, lax.dot_general(x, g, ((leading, leading), ((), ())))
-
-
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
 
 
 class Layer(nn.Module):
@@ -94,12 +63,7 @@ class Layer(nn.Module):
 
   def setup(self):
     c = self.config
-    dense = lambda features, bias: nn.Dense(
-      features,
-      use_bias=bias,
-      dtype=jnp.dtype(c.dtype),
-      dot_general=lambda x, kernel, *_, **__: project(x, kernel),
-    )
+    dense = lambda features, bias: Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype))
     self.attn_norm = RMSNorm(c.rms_norm_eps)
     self.q = dense(c.num_heads * c.head_dim, c.attention_bias)
     self.k = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
@@ -130,18 +94,17 @@ class Layer(nn.Module):
     q, k = rotate(q, *rope), rotate(k, *rope)
 
     # Splitting at once, where slicing twice would cost a padded sum in the backward pass.
-    (near_q, far_q), (near_k, far_k), (near_v, far_v) = (
-      jnp.split(y, [row.prompt], axis=1) for y in (q, k, v)
-    )
+    (q, own_q), (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (q, k, v))
     parts = []
     if row.prompt:
-      prompt = LayerKV(near_k.swapaxes(1, 2), near_v.swapaxes(1, 2))
-      parts.append(attend_prompt(near_q, prompt, row.prompt_mask))
+      prompt = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+      parts.append(attend_prompt(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
-      fresh = LayerKV(grouped(far_k).swapaxes(2, 3), grouped(far_v).swapaxes(2, 3))
+      fresh = LayerKV(grouped(own_k).swapaxes(2, 3), grouped(own_v).swapaxes(2, 3))
       own = fresh if own is None else _write(own, fresh, step)
-      out = attend_completion(grouped(far_q), prompt, own, row.prompt_mask, row.completion_mask)
+      assert prompt is not None and row.completion_mask is not None  # a group continues something
+      out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
       parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
     return jnp.concatenate(parts, axis=1), prompt, own
 
@@ -214,7 +177,7 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
   return jax.tree.unflatten(tree, [draw(i, p, leaf) for i, (p, leaf) in enumerate(leaves)])
 
 
-def positions_of(mask: jax.Array) -> jax.Array:
+def positions_of(mask: Array) -> jax.Array:
   """RoPE positions [.., L] int32 of a mask [.., L]: the n-th real token is at n, on either side."""
   return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
 
@@ -230,7 +193,7 @@ def logits_of(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.A
   return jnp.matmul(hidden, head_kernel(config, params), preferred_element_type=jnp.float32)
 
 
-def forward(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+def forward(config: DecoderConfig, params: Params, tokens: Array, mask: Array):
   """Computes logits of whole sequences, without a cache.
 
   Args:
@@ -248,7 +211,7 @@ def forward(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.
   return logits_of(config, params, hidden)
 
 
-def prefill(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+def prefill(config: DecoderConfig, params: Params, tokens: Array, mask: Array):
   """Encodes prompts once.
 
   Args:
@@ -298,9 +261,9 @@ def decode_step(
 def completion_hidden(
   config: DecoderConfig,
   params: Params,
-  prompt_tokens: jax.Array,
-  prompt_mask: jax.Array,
-  completion_tokens: jax.Array,
+  prompt_tokens: Array,
+  prompt_mask: Array,
+  completion_tokens: Array,
   *,
   remat: bool = False,
 ) -> jax.Array:
@@ -342,7 +305,7 @@ def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, *, rem
   return module.apply({"params": params}, tokens, row, prompt, own, step, method="trunk")
 
 
-def _last_real(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+def _last_real(hidden: Array, mask: Array) -> jax.Array:
   """The hidden state [P, D] at each row's last real token."""
   last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -15,6 +15,7 @@ from jax import lax
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Params, completion_hidden, head_kernel
 from grpo_jax.placement import prompt_parts
+from grpo_jax.types import Array
 
 CHUNK_BYTES = 2**26
 
@@ -34,9 +35,9 @@ class TokenLogprobs(NamedTuple):
 def completion_logprobs(
   config: DecoderConfig,
   params: Params,
-  prompt_tokens: jax.Array,
-  prompt_mask: jax.Array,
-  completion_tokens: jax.Array,
+  prompt_tokens: Array,
+  prompt_mask: Array,
+  completion_tokens: Array,
   *,
   temperature: float = 1.0,
   remat: bool = False,
@@ -75,7 +76,7 @@ def completion_logprobs(
 def token_logprobs(
   hidden: jax.Array,
   kernel: jax.Array,
-  targets: jax.Array,
+  targets: Array,
   *,
   temperature: float = 1.0,
   chunk: int | None = None,

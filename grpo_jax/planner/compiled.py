@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Mapping
@@ -120,25 +121,19 @@ def extrapolate(small: Program, large: Program, depths: tuple[int, int], layers:
   step = (layers - depths[0]) / (depths[1] - depths[0])
   line = lambda a, b: a + (b - a) * step
   kinds = small.sent.keys() | large.sent.keys()
-  return Program(
-    small.name,
-    small.seconds + large.seconds,
-    *(
-      round(line(getattr(small, name), getattr(large, name)))
-      for name in ("arguments", "outputs", "temporary", "code")
-    ),
-    *(
-      line(getattr(small, name), getattr(large, name))
-      for name in ("xla_flops", "once_flops", "xla_bytes")
-    ),
-    sent={
-      kind: (
-        round(line(small.sent.get(kind, (0, 0.0))[0], large.sent.get(kind, (0, 0.0))[0])),
-        line(small.sent.get(kind, (0, 0.0))[1], large.sent.get(kind, (0, 0.0))[1]),
-      )
-      for kind in sorted(kinds)
-    },
-    sent_before=line(small.sent_before, large.sent_before),
+  between = lambda name: line(getattr(small, name), getattr(large, name))
+  nothing = (0, 0.0)
+  sent = {}
+  for kind in sorted(kinds):
+    few, many = small.sent.get(kind, nothing), large.sent.get(kind, nothing)
+    sent[kind] = (round(line(few[0], many[0])), line(few[1], many[1]))
+  return dataclasses.replace(
+    large,
+    seconds=small.seconds + large.seconds,
+    **{name: round(between(name)) for name in ("arguments", "outputs", "temporary", "code")},
+    **{name: between(name) for name in ("xla_flops", "once_flops", "xla_bytes", "sent_before")},
+    sent=sent,
+    instructions=(),
     refused=small.refused or large.refused,
   )
 

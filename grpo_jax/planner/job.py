@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.programs import learn_program, make_optimizer, resolve, sample_program
+from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.programs import learn_program, resolve, sample_program
 from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
 from grpo_jax.types import Prompts, Rollout, TrainState
 
@@ -91,7 +92,7 @@ def abstract_state(job: Job) -> TrainState:
   """
   params = jax.eval_shape(lambda: init_params(job.policy, jax.random.key(0)))
   tx = _optimizer()
-  step = jax.ShapeDtypeStruct((), jnp.int32)
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32)
   state = TrainState(params, jax.eval_shape(tx.init, params), step, _abstract_key())
   placed = state_shardings(job.policy, job.mesh, state)
   return jax.tree.map(
@@ -102,9 +103,10 @@ def abstract_state(job: Job) -> TrainState:
 def abstract_rollout(job: Job) -> Rollout:
   """The `Rollout` of shapes; its `prompts` are the sampling program's argument."""
   place = batch_sharding(job.mesh)
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct(
-    (job.prompts_per_step, *shape), dtype, sharding=place
-  )
+
+  def array(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct((job.prompts_per_step, *shape), dtype, sharding=place)
+
   s, group, t = job.prompt_tokens, job.group, job.completion_tokens
   prompts = Prompts(array(jnp.int32, s), array(jnp.bool_, s), array(jnp.int32))
   ours = lambda dtype: array(dtype, group, t)
@@ -116,7 +118,7 @@ def trace_sample(job: Job) -> Any:
   grpo = _resolved(job)
   program = sample_program(job.policy, job.mesh, grpo.sampling)
   return program.trace(
-    _placed(job, abstract_state(job).params), _placed(job, abstract_rollout(job).prompts),
+    _placed(job, abstract_state(job).params), None, _placed(job, abstract_rollout(job).prompts),
     _abstract_key(),
   )  # fmt: skip
 
@@ -128,7 +130,8 @@ def trace_learn(job: Job) -> Any:
   state = abstract_state(job)
   reference = state.params if grpo.kl_weight else None
   rewards = jax.ShapeDtypeStruct((job.prompts_per_step, job.group), jnp.float32)
-  return program.trace(*_placed(job, (state, reference, abstract_rollout(job))), rewards)
+  state, reference, rollout = _placed(job, (state, reference, abstract_rollout(job)))
+  return program.trace(state, None, reference, rollout, rewards)
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -150,10 +153,10 @@ def _resolved(job: Job) -> GRPOConfig:
 
 def _optimizer():
   # Only its state's shape matters here, and no number below changes it.
-  return make_optimizer(1e-6, warmup_steps=5, weight_decay=0.0, clip_norm=1.0)[0]
+  return make_optimizer("adamw", make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
 
 
-def _abstract_key() -> jax.ShapeDtypeStruct:
+def _abstract_key() -> Any:
   return jax.eval_shape(lambda: jax.random.key(0))
 
 
