@@ -98,6 +98,9 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
   "resume", D.resume, ["auto", "never"], "continue a run folder that has checkpoints"
 )
+flags.DEFINE_integer(
+  "profile", D.profile, "steps to trace with JAX's profiler into the run folder, from the second on"
+)
 flags.DEFINE_list("track", [], "also write to: tensorboard, mlflow")
 flags.DEFINE_enum("preset", None, ["tiny"], "flag values for a known job; flags that are given win")
 
@@ -176,7 +179,7 @@ def run_config() -> RunConfig:
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
         "max_prompt_tokens", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
-        "resume",
+        "resume", "profile",
       )
     },
   )  # fmt: skip

@@ -24,7 +24,16 @@ Dtype = Literal["float32", "bfloat16"]
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 
 # Settings that may differ between the parts of one run: they do not change its numbers.
-FREE = ("run_dir", "steps", "checkpoint_every", "keep_checkpoints", "resume", "track", "mesh")
+FREE = (
+  "run_dir",
+  "steps",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "resume",
+  "track",
+  "mesh",
+  "profile",
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class RunConfig:
     eval_limit: at most this many tasks of each held-out split; 0 takes all.
     resume: `auto` continues a run folder that has a checkpoint; `never` refuses it.
     track: trackers beside metrics.jsonl.
+    profile: steps to trace, from the second one that this process takes; 0 traces none.
   """
 
   run_dir: str
@@ -88,6 +98,7 @@ class RunConfig:
   eval_limit: int = 0
   resume: Resume = "auto"
   track: tuple[str, ...] = ()
+  profile: int = 0
 
   def __post_init__(self) -> None:
     for name in ("steps", "prompts_per_step", "max_prompt_tokens", "checkpoint_every"):
@@ -97,7 +108,9 @@ class RunConfig:
       raise ValueError(
         "--learning_rate and --clip_norm must be positive, --weight_decay not below 0"
       )
-    for name in ("warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed"):
+    for name in (
+      "warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed", "profile",
+    ):  # fmt: skip
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
     if self.prompts_per_step % self.grpo.minibatches:
@@ -143,7 +156,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
     **{name: value for name, value in settings.items() if not isinstance(value, dict)},
     **{name: value for name, value in settings.items() if isinstance(value, dict)},
     "data_sha256": dict(data_sha256),
-    "git_commit": _git_commit(),
+    "git_commit": git_commit(),
     "python": sys.version.split()[0],
     "packages": {name: importlib.metadata.version(name) for name in packages},
     "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -161,7 +174,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
   ]
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
   """The commit of the code, with `+` when there are changes, or the empty string outside git."""
   root = Path(__file__).parent
   git = lambda *arguments: subprocess.run(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import Params, save_pretrained
+from grpo_jax.profiling import profiled_steps
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
@@ -51,7 +52,7 @@ def _train(config: RunConfig, reward: Reward) -> Path:
       evaluate_all(run, "base", state.params, reward)
     with Tracking(run.dir, config.track, start_step=first, config=run.record) as tracking:
       bar = tqdm(range(first, config.steps), "GRPO", config.steps, initial=first, unit="step")
-      for step in bar:
+      for step in profiled_steps(bar, run.dir, config.profile):
         state, metrics = run.step(step, state, reward)
         tokens += metrics.pop("tokens")
         metrics["num_tokens"] = tokens

@@ -27,8 +27,8 @@ FLOORS = (
     "rollout_log",
     "grid",
   },
-  {"grpo", "sft", "evaluate", "report"},
-  {"run_config"},
+  {"grpo", "sft", "evaluate", "report", "profiling"},
+  {"run_config", "benchmarking"},
   {"run"},
   {"training", "sweep"},
 )
