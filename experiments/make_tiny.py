@@ -34,9 +34,7 @@ from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
-flags.DEFINE_string(
-  "init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh"
-)
+flags.DEFINE_string("init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh")
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
 flags.DEFINE_integer("steps", 2100, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")

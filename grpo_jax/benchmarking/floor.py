@@ -75,12 +75,13 @@ def measure_rates(config: DecoderConfig, load: Workload, seconds: float = 0.2) -
   dtype = jnp.dtype(config.dtype)
   large = ((2048, 2048, 2048), (8192, width, hidden), (2048, width, vocab))
   skinny = ((load.rows, width, hidden), (load.rows, hidden, width), (load.rows, width, vocab))
-  rate = lambda shapes: max(_product_rate(*shape, dtype, seconds) for shape in shapes)
+  rate = lambda shapes: max(_product_rate(shape, dtype, seconds) for shape in shapes)
   return Rates(rate(large), rate(skinny), _bandwidth(seconds))
 
 
-def _product_rate(rows: int, depth: int, columns: int, dtype: jnp.dtype, seconds: float) -> float:
+def _product_rate(shape: tuple[int, int, int], dtype: jnp.dtype, seconds: float) -> float:
   """FLOP/s of [rows, depth] @ [depth, columns]."""
+  rows, depth, columns = shape
   left = jax.random.normal(jax.random.key(0), (rows, depth), dtype)
   right = jax.random.normal(jax.random.key(1), (depth, columns), dtype)
   product = jax.jit(jnp.matmul)

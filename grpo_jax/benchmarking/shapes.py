@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_jax.models import DecoderConfig
+from grpo_jax.models.config import Dtype
 
 
 def _qwen2(**sizes: int) -> DecoderConfig:
@@ -69,7 +70,7 @@ class Workload:
     return self.rows * self.completion_tokens
 
 
-def read_shape(shape: str, dtype: str = "float32") -> DecoderConfig:
+def read_shape(shape: str, dtype: Dtype = "float32") -> DecoderConfig:
   """The decoder of a named shape, or of a Hugging Face `config.json`.
 
   Args:

@@ -43,7 +43,7 @@ class Row:
     group: G (0 when the row holds a prompt only).
     positions: [P, L] int32, RoPE positions.
     prompt_mask: [P, S'] bool, real tokens of the prompt in the row or in the cache.
-    completion_mask: bool, broadcastable to [P, G, T, T'], which own tokens a completion token sees.
+    completion_mask: [T, T'] bool, which of its own tokens a completion token sees.
   """
 
   prompt: int = struct.field(pytree_node=False)
@@ -113,7 +113,7 @@ class Layer(nn.Module):
     self.down = dense(c.hidden_size, False)
 
   def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
-    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
+    """Maps x [P * L, D] to the next x and the layer's prompt and completion keys and values."""
     attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
@@ -121,7 +121,7 @@ class Layer(nn.Module):
 
   def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
     c = self.config
-    split = lambda y, heads: y.reshape(*y.shape[:2], heads, c.head_dim)
+    split = lambda y, heads: y.reshape(*row.positions.shape, heads, c.head_dim)
     q, k, v = (split(self.q(x), c.num_heads), split(self.k(x), c.num_kv_heads),
                split(self.v(x), c.num_kv_heads))  # fmt: skip
     if c.qk_norm:
@@ -142,7 +142,8 @@ class Layer(nn.Module):
       own = fresh if own is None else _write(own, fresh, step)
       out = attend_completion(grouped(far_q), prompt, own, row.prompt_mask, row.completion_mask)
       parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
-    return jnp.concatenate(parts, axis=1), prompt, own
+    out = jnp.concatenate(parts, axis=1)
+    return out.reshape(-1, out.shape[-1]), prompt, own
 
 
 def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
@@ -175,8 +176,10 @@ class Decoder(nn.Module):
     c = self.config
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
-    rope = (jnp.cos(angles) * factor, jnp.sin(angles) * factor)
-    x = self.embed(tokens)
+    # Behind a barrier, or XLA on CPU computes them again for every head of every layer.
+    rope = lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
+    # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
+    x = self.embed(tokens.reshape(-1))
     prompts, owns = [], []
     for i, layer in enumerate(self.layers):
       given = None if prompt_cache is None else prompt_cache[i]
@@ -184,7 +187,7 @@ class Decoder(nn.Module):
       x, prompt, own = layer(x, rope, row, given, own, step)
       prompts.append(prompt)
       owns.append(own)
-    return self.final_norm(x), tuple(prompts), tuple(owns)
+    return self.final_norm(x).reshape(*tokens.shape, -1), tuple(prompts), tuple(owns)
 
   def __call__(self, tokens):
     """Touches every parameter, for initialisation."""
@@ -287,7 +290,7 @@ def decode_step(
   """
   group = tokens.shape[1]
   positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
-  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None, None, None, :]
+  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None]
   row = Row(0, group, positions, prompt.mask, seen)
   hidden, _, own = _trunk(config, params, tokens, row, prompt.layers, own, step)
   return hidden, own
@@ -325,7 +328,7 @@ def completion_hidden(
     group if length > 1 else 0,
     jnp.concatenate([positions_of(prompt_mask), own_positions], axis=1),
     prompt_mask,
-    jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None],
+    jnp.tril(jnp.ones((length - 1, length - 1), bool)),
   )
   tokens = jnp.concatenate([prompt_tokens, fed.astype(prompt_tokens.dtype)], axis=1)
   hidden, _, _ = _trunk(config, params, tokens, row, remat=remat)
