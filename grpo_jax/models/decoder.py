@@ -176,8 +176,7 @@ class Decoder(nn.Module):
     c = self.config
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
-    # Behind a barrier, or XLA on CPU computes them again for every head of every layer.
-    rope = lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
+    rope = (_stored(jnp.cos(angles) * factor), _stored(jnp.sin(angles) * factor))
     # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
     x = self.embed(tokens.reshape(-1))
     prompts, owns = [], []
@@ -195,6 +194,15 @@ class Decoder(nn.Module):
     row = Row(tokens.shape[1], 0, positions_of(mask), mask)
     hidden, _, _ = self.trunk(tokens, row)
     return hidden if self.config.tie_embeddings else self.head(hidden)
+
+
+def _stored(x: jax.Array) -> jax.Array:
+  """Returns x [.., H/2] through a product with the identity, which is exact.
+
+  XLA on CPU fuses cosine and sine into every rotation and computes them again for each head of
+  each layer, in both passes; through a product it never fuses. (Barriers are gone by then.)
+  """
+  return jnp.matmul(x, jnp.eye(x.shape[-1], dtype=x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
