@@ -109,6 +109,7 @@ def figures(load: Workload, times: list[Any], peak_gib: float) -> dict[str, Any]
     **seconds,
     "tokens_per_second": load.tokens / seconds["total_seconds"]["median"],
     "sample_tokens_per_second": load.tokens / seconds["sample_seconds"]["median"],
+    "cpu_seconds": spread([step.cpu for step in times])._asdict(),
     "foreign_cpu_share": spread([step.foreign for step in times])._asdict(),
     "peak_memory_gib": peak_gib,
   }
@@ -212,8 +213,9 @@ def show(record: dict[str, Any], out: Path) -> None:
   print(
     f"\n{as_text(header, rows, grouped=False)}\n\n"
     f"compilation {record['compile_seconds']:.1f} s; first step done "
-    f"{record['first_step_at_seconds']:.1f} s after the start; other processes took "
-    f"{record['foreign_cpu_share']['median']:.0%} of the machine\n"
+    f"{record['first_step_at_seconds']:.1f} s after the start; a step took "
+    f"{record['cpu_seconds']['median']:.2f} CPU seconds, other processes "
+    f"{record['foreign_cpu_share']['median']:.0%} of the machine meanwhile\n"
     f"{record['flops'] / 1e9:.0f} GFLOP a step ({record['flops_without_sharing'] / 1e9:.0f} with "
     f"the prompt repeated); measured {rates['large'] / 1e9:.0f} GFLOP/s in large products, "
     f"{rates['skinny'] / 1e9:.0f} in skinny ones, {rates['bandwidth'] / 1e9:.0f} GB/s\n"

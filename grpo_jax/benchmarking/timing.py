@@ -7,8 +7,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ class Timed(NamedTuple):
     sample: seconds until the candidates were there.
     update: seconds from their rewards to the new parameters.
     total: seconds of the whole step, rewards included.
+    cpu: CPU seconds of this process, all threads; what to compare on a machine that is not quiet.
     foreign: share of the machine's CPU time that other processes took meanwhile; NaN where the
       system does not say.
   """
@@ -49,6 +49,7 @@ class Timed(NamedTuple):
   sample: float
   update: float
   total: float
+  cpu: float
   foreign: float
 
 
@@ -106,20 +107,21 @@ class TimedStep:
   def run(self) -> Timed:
     """Takes one step and times it."""
     prompts = jax.block_until_ready(jax.device_put(self.prompts()))
-    with foreign_share() as foreign:
-      began = time.perf_counter()
-      rollout = self._sample(self.state.params, prompts, step_key(self.state))
-      jax.block_until_ready(rollout)
-      sampled = time.perf_counter()
-      tokens = np.asarray(rollout.tokens)
-      # Any function of the tokens that differs within a group: no group is left out of the update.
-      rewards = ((tokens % 7 == 0).mean(-1) + 1e-6 * tokens[..., 0]).astype(np.float32)
-      scored = time.perf_counter()
-      self.state, metrics = self._learn(self.state, rollout, rewards)
-      jax.block_until_ready((self.state, metrics))
-      ended = time.perf_counter()
+    before, began = _cpu_seconds(), time.perf_counter()
+    rollout = self._sample(self.state.params, prompts, step_key(self.state))
+    jax.block_until_ready(rollout)
+    sampled = time.perf_counter()
+    tokens = np.asarray(rollout.tokens)
+    # Any function of the tokens that differs within a group: no group is left out of the update.
+    rewards = ((tokens % 7 == 0).mean(-1) + 1e-6 * tokens[..., 0]).astype(np.float32)
+    scored = time.perf_counter()
+    self.state, metrics = self._learn(self.state, rollout, rewards)
+    jax.block_until_ready((self.state, metrics))
+    ended = time.perf_counter()
     self.step += 1
-    return Timed(sampled - began, ended - scored, ended - began, foreign[0])
+    busy, own = (b - a for a, b in zip(before, _cpu_seconds(), strict=True))
+    foreign = max(0.0, busy - own) / ((ended - began) * (os.cpu_count() or 1))
+    return Timed(sampled - began, ended - scored, ended - began, own, foreign)
 
 
 def token_ids(vocab: int, seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -128,28 +130,14 @@ def token_ids(vocab: int, seed: int, step: int, shape: tuple[int, ...]) -> np.nd
   return rng.integers(min(FIRST_TOKEN, vocab - 1), vocab, shape).astype(np.int32)
 
 
-@contextmanager
-def foreign_share() -> Iterator[list[float]]:
-  """Fills a list of one with the share of all cores that other processes took in the meantime."""
-  found = [float("nan")]
-  before = _cpu_seconds()
-  yield found
-  after = _cpu_seconds()
-  if before and after:
-    wall, busy, own = (b - a for a, b in zip(before, after, strict=True))
-    found[0] = max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
-
-
-def _cpu_seconds() -> tuple[float, float, float] | None:
-  """The clock, and CPU seconds that all processes and this one have used; None off Linux."""
+def _cpu_seconds() -> tuple[float, float]:
+  """CPU seconds that all processes (NaN off Linux) and this one have used."""
   stat = Path("/proc/stat")
   if not stat.exists():
-    return None
+    return float("nan"), time.process_time()
   ticks = [int(x) for x in stat.read_text(encoding="ascii").split("\n")[0].split()[1:9]]
-  busy = sum(ticks[i] for i in (0, 1, 2, 5, 6, 7)) / os.sysconf(
-    "SC_CLK_TCK"
-  )  # not idle, not iowait
-  return time.perf_counter(), busy, time.process_time()
+  busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and iowait
+  return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
 def process_age() -> float:
