@@ -7,7 +7,6 @@ one chunk holds all.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -102,16 +101,15 @@ def token_logprobs(
   split = lambda x, *end: (
     x.reshape(rows, pieces, chunk, *end).swapaxes(0, 1).reshape(pieces, rows * chunk, *end)
   )
-  outputs = _token_scores(
-    split(jnp.pad(hidden, (*pad, (0, 0))), width), kernel, split(jnp.pad(targets, pad)), temperature
-  )
+  h, y = split(jnp.pad(hidden, (*pad, (0, 0))), width), split(jnp.pad(targets, pad))
+  outputs = _token_scores(h, kernel, y, jnp.asarray(temperature, jnp.float32))
   join = lambda x: x.reshape(pieces, rows, chunk).swapaxes(0, 1).reshape(rows, -1)[:, :length]
   return TokenLogprobs(*(join(x) for x in outputs))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@jax.custom_vjp
 def _token_scores(
-  hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+  hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies [C, N] float32 of hidden [C, N, D] and targets [C, N], C at a time.
 
@@ -123,7 +121,7 @@ def _token_scores(
   return _over_pieces(scores, (hidden, targets))
 
 
-def _scores(kernel: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
+def _scores(kernel: jax.Array, temperature: jax.Array, h: jax.Array, y: jax.Array):
   """Of one piece: log-probs, entropies [N], and the softmax minus the one-hot target [N, V]."""
   logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32) / temperature
   frozen = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -142,11 +140,12 @@ def _token_scores_forward(hidden, kernel, targets, temperature):
     return logp, entropy, slope.astype(hidden.dtype), excess if kept else None
 
   logp, entropy, slope, excess = _over_pieces(piece, (hidden, targets))
-  return (logp, entropy), (hidden, kernel, targets, slope, excess)
+  saved = (hidden, kernel, targets, temperature, slope, excess, logp + entropy)
+  return (logp, entropy), saved
 
 
-def _token_scores_backward(temperature, saved, cotangents):
-  hidden, kernel, targets, slope, excess = saved
+def _token_scores_backward(saved, cotangents):
+  hidden, kernel, targets, temperature, slope, excess, lead = saved
   # The entropy is a diagnostic and has no gradient.
   scale = -cotangents[0][..., None] / temperature
   scaled = (hidden * scale).astype(hidden.dtype)
@@ -166,7 +165,9 @@ def _token_scores_backward(temperature, saved, cotangents):
     total, _ = weight_gradient(start, jax.tree.map(lambda x: x[0], pieces))
   else:
     total, _ = lax.scan(weight_gradient, start, pieces)
-  return (slope * scale).astype(hidden.dtype), total.astype(kernel.dtype), None
+  # A target's logit leads the mean logit by log-prob plus entropy; temperature divides that.
+  cooling = -jnp.sum(cotangents[0] * lead) / temperature
+  return (slope * scale).astype(hidden.dtype), total.astype(kernel.dtype), None, cooling
 
 
 _token_scores.defvjp(_token_scores_forward, _token_scores_backward)
