@@ -4,13 +4,14 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 TRAIN_ARGS ?=
 FUZZ_SECONDS ?= 60
 BENCHMARK_ARGS ?= --shape=S
+SOAK_ARGS ?=
 
 # A pyenv shim exists for each installed version but runs only the selected ones: look there too.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null || \
   ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
 VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
   'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
-ifneq ($(filter train test test-slow fuzz lint benchmark,$(MAKECMDGOALS)),)
+ifneq ($(filter train test test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
   $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
 endif
 
@@ -27,7 +28,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1
 
-.PHONY: help train test test-slow fuzz lint benchmark clean
+.PHONY: help train test test-slow fuzz soak lint benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -51,6 +52,9 @@ test-slow: $(STAMP)-test ## run the tests that fetch and run a real pretrained m
 
 fuzz: $(STAMP)-fuzz ## fuzz the parser and the rewards for a minute
 	$(BIN)/python tests/rewards/fuzz_rewards.py -max_total_time=$(FUZZ_SECONDS)
+
+soak: $(STAMP)-test ## kill a small run 30 times and compare its end with an undisturbed one
+	$(BIN)/python tests/soak_kills.py $(SOAK_ARGS)
 
 benchmark: $(STAMP)-run ## time a step against the machine; BENCHMARK_ARGS=--compare=trl adds a peer
 	$(BIN)/python experiments/benchmark.py $(BENCHMARK_ARGS)

@@ -27,8 +27,10 @@ from grpo_jax.data.prompts import STYLES, system_message
 from grpo_jax.models import (
   DecoderConfig,
   Params,
+  attach,
   decode_step,
   empty_completion_cache,
+  load_adapters,
   load_pretrained,
   logits_of,
   prefill,
@@ -41,6 +43,7 @@ from grpo_jax.text import load_tokenizer, render_messages, stop_token_ids
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "checkpoint folder or hub id; the embedded policy by default")
+flags.DEFINE_string("adapter", None, "folder of LoRA adapters (PEFT's format) for this model")
 flags.DEFINE_string("tools", None, "JSON file with a list of tool schemas; none by default")
 flags.DEFINE_enum(
   "style", "system", STYLES, "tools in the system message, or in the template's way"
@@ -164,6 +167,8 @@ def opening(tools: Sequence[ToolSpec]) -> list[dict[str, str]]:
 def converse(path: str, tools: Sequence[ToolSpec]) -> None:
   """Reads messages and answers them until the input ends."""
   policy, params = load_pretrained(path, dtype=FLAGS.dtype)
+  if FLAGS.adapter:
+    params = attach(params, *load_adapters(FLAGS.adapter, policy))
   tokenizer = load_tokenizer(path)
   cfg = SamplingConfig(
     group_size=1,

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.evaluate import evaluate
-from grpo_jax.models import load_pretrained
+from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.rewards import load_reward
 from grpo_jax.run import read_tasks
 from grpo_jax.run_config import TINY_MODEL
@@ -26,6 +26,7 @@ from grpo_jax.text import load_tokenizer, stop_token_ids
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", str(TINY_MODEL), "checkpoint folder or hub id")
+flags.DEFINE_string("adapter", None, "folder of LoRA adapters (PEFT's format) for this model")
 flags.DEFINE_string(
   "data",
   "synthetic:unseen",
@@ -89,6 +90,8 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     tokenizer = load_tokenizer(FLAGS.model)
     stop_ids = stop_token_ids(tokenizer, FLAGS.model)
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
+    if FLAGS.adapter:
+      params = attach(params, *load_adapters(FLAGS.adapter, config))
     return evaluate(
       config,
       params,

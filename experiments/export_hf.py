@@ -3,7 +3,7 @@
 python experiments/export_hf.py --model=runs/my_run/model --out=exported --dtype=bfloat16
 
 Every run leaves such a folder at `model/`; this script stores one in another dtype or shard size,
-or makes a plain folder out of a hub id.
+makes a plain folder out of a hub id, or merges LoRA adapters into their base.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from grpo_jax.models import load_pretrained, save_pretrained
+from grpo_jax.models import attach, load_adapters, load_pretrained, merge, save_pretrained
 from grpo_jax.text import load_tokenizer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "checkpoint folder or hub id, optionally owner/name@revision")
+flags.DEFINE_string("adapter", None, "folder of LoRA adapters (PEFT's format) to merge into it")
 flags.DEFINE_string("out", None, "folder to write")
 flags.DEFINE_enum(
   "dtype", None, ("float32", "bfloat16", "float16"), "of the weights; the checkpoint's by default"
@@ -36,10 +37,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("--out is the folder of --model; an export must not overwrite its source")
   try:
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
+    if FLAGS.adapter:
+      params = merge(attach(params, *load_adapters(FLAGS.adapter, config)))
     tokenizer = load_tokenizer(FLAGS.model)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
-  save_pretrained(config, params, out, tokenizer, max_shard_bytes=int(FLAGS.max_shard_gb * 1e9))
+  limit = int(FLAGS.max_shard_gb * 1e9)
+  save_pretrained(config, params, out, tokenizer, dtype=config.dtype, max_shard_bytes=limit)
   files = sorted(out.glob("*.safetensors"))
   size = sum(file.stat().st_size for file in files)
   written = json.loads((out / "config.json").read_text(encoding="utf-8"))

@@ -34,7 +34,9 @@ from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
-flags.DEFINE_string("init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh")
+flags.DEFINE_string(
+  "init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh"
+)
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
 flags.DEFINE_integer("steps", 2100, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")
@@ -119,7 +121,7 @@ def batches(words: Words, tokenizer, seed: int, first: int) -> Iterator[SFTBatch
   for number in range(first // block, 10**9):
     short = number * block < FLAGS.short_steps
     longest_prompt, longest_turn = SHORT if short else (PROMPT_BUCKETS[-1], TURN_BUCKETS[-1])
-    rows = []
+    rows: list[tuple[list[int], list[tuple[list[int], int]]]] = []
     index = number * prompts * block * 16  # room for what is drawn again
     while len(rows) < prompts * block:
       rows += [
@@ -183,7 +185,7 @@ def main(_) -> None:
   template = FLAGS.chat_template or "grpo_jax/assets/tiny/chat_template.jinja"
   save_tokenizer(tokenizer, out, Path(template).read_text(encoding="utf-8"))
 
-  end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+  end, pad = tokenizer.encode("<|im_end|><|endoftext|>").ids
   policy = DecoderConfig(
     vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
     hidden_size=FLAGS.hidden_size,
@@ -213,8 +215,8 @@ def main(_) -> None:
   opt_state, first = tx.init(params), 0
   state = out / "state.msgpack"
   if state.exists():
-    saved = serialization.from_bytes((0, params, opt_state), state.read_bytes())
-    first, params, opt_state = saved[0], *jax.tree.map(jnp.asarray, saved[1:])
+    first, *saved = serialization.from_bytes((0, params, opt_state), state.read_bytes())
+    params, opt_state = jax.tree.map(jnp.asarray, saved)
   print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters, from step {first}")
 
   last = FLAGS.stop_after or FLAGS.steps

@@ -16,6 +16,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -25,7 +26,7 @@ from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sweep import run_sweep, write_results
 
-FLAGS = flags.FLAGS
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 AXES = (
   "seed",
   "prompts_per_step",
@@ -55,7 +56,9 @@ def cells() -> list[Cell]:
     try:
       grpo = GRPOConfig(
         sampling=SamplingConfig(group_size=batch["group_size"]),
-        **{name: batch[name] for name in ("micro_batch_prompts", "minibatches", "inner_updates")},
+        micro_batch_prompts=batch["micro_batch_prompts"],
+        minibatches=batch["minibatches"],
+        inner_updates=batch["inner_updates"],
       )
       RunConfig("", prompts_per_step=batch["prompts_per_step"], seed=batch["seed"], grpo=grpo)
     except ValueError as error:

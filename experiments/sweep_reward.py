@@ -15,6 +15,7 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -22,7 +23,7 @@ from grpo_jax.grid import Cell, axis_values, grid, without_idle_weights
 from grpo_jax.rewards import TIERS, RewardConfig, RewardWeights, load_reward
 from grpo_jax.sweep import run_sweep, write_results
 
-FLAGS = flags.FLAGS
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 KINDS = {"float": float, "int": int, "bool": bool}
 WEIGHTS = {field.name: field for field in dataclasses.fields(RewardWeights)}
 

@@ -11,9 +11,12 @@ import dataclasses
 import logging
 import sys
 import time
+from typing import Any
 
+import jax
 from absl import app, flags
 
+from grpo_jax import hosts
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.report import gain_table
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
@@ -21,10 +24,11 @@ from grpo_jax.rewards.combine import NORMALISATIONS
 from grpo_jax.rewards.judge import JUDGED
 from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
+from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
 from grpo_jax.tables import as_text
-from grpo_jax.training import train
+from grpo_jax.training import TrainingFailed, train
 
-FLAGS = flags.FLAGS
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 D = RunConfig(run_dir="")
 
 flags.DEFINE_string("model", D.model, "checkpoint folder or hub id; default: the embedded policy")
@@ -44,7 +48,9 @@ flags.DEFINE_string(
   "binary, tiered, graded, toolrl, judge or file.py:function, or a weighted list",
 )
 for weight in dataclasses.fields(RewardWeights):
-  define = {"float": flags.DEFINE_float, "int": flags.DEFINE_integer, "bool": flags.DEFINE_bool}
+  define: Any = {
+    "float": flags.DEFINE_float, "int": flags.DEFINE_integer, "bool": flags.DEFINE_bool
+  }  # fmt: skip
   define[weight.type](weight.name, weight.default, f"reward: {weight.metadata['help']}")
 flags.DEFINE_enum("parse", "strict", ["strict", "auto"], "which forms count as a tool call")
 flags.DEFINE_float("reward_on_error", 0.0, "reward of a completion on which a custom reward failed")
@@ -72,9 +78,25 @@ flags.DEFINE_float("temperature", 1.0, "logits are divided by it; 0: greedy")
 flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens of this total probability; 1: all")
 flags.DEFINE_integer("top_k", 0, "keep this many likeliest tokens; 0: all")
 flags.DEFINE_float("min_p", 0.0, "keep tokens this likely relative to the likeliest; 0: all")
-flags.DEFINE_float("learning_rate", D.learning_rate, "AdamW's, after the warm-up")
-flags.DEFINE_integer("warmup_steps", D.warmup_steps, "linear warm-up, steps")
-flags.DEFINE_float("weight_decay", D.weight_decay, "AdamW's")
+flags.DEFINE_integer(
+  "lora_rank", D.lora_rank, "train adapters of this rank on the frozen model; 0: the whole model"
+)
+flags.DEFINE_float("lora_alpha", D.lora_alpha, "adapters are scaled by this / --lora_rank")
+flags.DEFINE_string(
+  "lora_targets", D.lora_targets, "linear layers with adapters: some of q,k,v,o,gate,up,down"
+)
+flags.DEFINE_enum(
+  "optimizer",
+  D.optimizer,
+  ["adamw", "adafactor"],
+  "adamw, or adafactor: factored second moments and no first, a fraction of the memory",
+)
+flags.DEFINE_float("learning_rate", D.learning_rate, "the optimizer's, after the warm-up")
+flags.DEFINE_integer("warmup_steps", D.warmup_steps, "linear warm-up, optimizer steps")
+flags.DEFINE_enum(
+  "decay", D.decay, ["none", "linear"], "of the learning rate, from the warm-up to the last step"
+)
+flags.DEFINE_float("weight_decay", D.weight_decay, "decoupled, times the learning rate")
 flags.DEFINE_float("clip_norm", D.clip_norm, "gradients are scaled down to this global norm")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the k3 KL to the start (beta), reward per nat")
 flags.DEFINE_float("clip_low", 0.2, "the ratio is clipped below 1 - this")
@@ -98,6 +120,17 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
   "resume", D.resume, ["auto", "never"], "continue a run folder that has checkpoints"
 )
+flags.DEFINE_bool(
+  "allow_changes",
+  D.allow_changes,
+  "continue although settings, data, model or reward differ from the run's own",
+)
+flags.DEFINE_integer(
+  "max_bad_steps", D.max_bad_steps, "stop after so many steps in a row without a finite update"
+)
+flags.DEFINE_string("coordinator", "", "host:port of process 0, if no cluster environment tells")
+flags.DEFINE_integer("num_processes", 0, "processes (hosts) in all; 0: from the environment")
+flags.DEFINE_integer("process_id", -1, "number of this process, from 0; -1: from the environment")
 flags.DEFINE_integer(
   "profile", D.profile, "steps to trace with JAX's profiler into the run folder, from the second on"
 )
@@ -177,9 +210,10 @@ def run_config() -> RunConfig:
       name: FLAGS[name].value
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
-        "max_prompt_tokens", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "seed",
+        "max_prompt_tokens", "lora_rank", "lora_alpha", "lora_targets", "optimizer",
+        "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
-        "resume", "profile",
+        "resume", "allow_changes", "max_bad_steps", "profile",
       )
     },
   )  # fmt: skip
@@ -192,9 +226,22 @@ def main(_) -> None:
       FLAGS[name].value = value
   try:
     config = run_config()
+    hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if jax.process_count() > 1 and not FLAGS.run_dir:
+      raise ValueError("several hosts need one --run_dir: its default holds the time of each")
     folder = train(config)
-  except (ValueError, OSError) as error:
-    sys.exit(f"train_grpo: {error}")
+  except Stopped as stopped:
+    print(f"train_grpo: {stopped}; run the same command again to go on", file=sys.stderr)
+    sys.exit(EXIT_STOPPED)
+  except Exception as error:
+    if jax.process_count() > 1:
+      logging.getLogger("grpo_jax").exception("this host ends")
+      hosts.leave(error)
+    if isinstance(error, ValueError | OSError | TrainingFailed):
+      sys.exit(f"train_grpo: {error}")
+    raise
+  if not hosts.is_first():
+    return
   table = gain_table(folder)
   print(f"\n{table.title} ({config.reward} reward)\n{as_text(table.header, table.rows)}")
   print(f"\nrun folder: {folder}   page: {folder / 'report.html'}")

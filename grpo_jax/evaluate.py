@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo_jax.models import DecoderConfig, Params
@@ -30,6 +30,7 @@ def evaluate(
   samples: int = 1,
   seed: int = 0,
   batch_prompts: int = 32,
+  between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Generates and scores answers to every task; nothing is skipped.
 
@@ -46,6 +47,7 @@ def evaluate(
     samples: completions per task; more than one needs a temperature above 0.
     seed: of the samples and of the bootstrap.
     batch_prompts: prompts generated at a time; changes nothing but time and memory.
+    between: called before each of these batches; may raise.
 
   Returns:
     The summary (see `scores.summarise`, with `truncated`, the share of completions cut at the
@@ -84,6 +86,7 @@ def evaluate(
     seed=seed,
     stop_ids=stop_ids,
     batch_prompts=batch_prompts,
+    between=between,
   )
   texts = [[completion_text(tokenizer, ids, stop_ids) for ids in group] for group in completions]
   breakdowns = _score(reward, tasks, texts)

@@ -17,19 +17,23 @@ import optax
 from jax import lax
 
 from grpo_jax.algorithms import (
+  REDUCTIONS,
   AdvantageScale,
   Aggregation,
-  LossSums,
   group_advantages,
   grpo_loss,
   k3_divergence,
   loss_count,
+  loss_metrics,
 )
 from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.placement import split_prompts
 from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.sharding import split_parameters
 from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
 
 RewardFn = Callable[[Rollout], jax.Array]
+Assemble = Callable[[Params], Params]
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def update(
   policy: DecoderConfig,
   tx: optax.GradientTransformation,
   cfg: GRPOConfig,
+  assemble: Assemble = lambda trained: trained,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes `inner_updates` passes of `minibatches` optimizer steps on one batch.
 
@@ -158,18 +163,24 @@ def update(
     policy: the decoder.
     tx: the optimizer.
     cfg: the numbers of the algorithm.
+    assemble: from what is trained, `state.params`, to the decoder's parameters: the same, or
+      adapters laid over a frozen base (`models.attach`), which then has no gradient at all.
 
   Returns:
-    The state after (its step one higher) and the metrics, averaged over the optimizer steps.
+    The state after (its step one higher) and the metrics, averaged over the optimizer steps. A step
+    whose loss or gradient is not finite changes nothing and counts in `skipped_updates`.
   """
   pieces = _split(batch, cfg.minibatches)
 
   def optimizer_step(carry, piece):
     params, opt_state = carry
-    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    metrics["grad_norm"] = optax.global_norm(grads)
-    return (optax.apply_updates(params, updates), opt_state), metrics
+    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg, assemble=assemble)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
+    metrics["skipped_updates"] = 1.0 - finite  # one bad batch must not spoil the parameters
+    updates, new_opt_state = tx.update(grads, opt_state, params)
+    new = (optax.apply_updates(params, updates), new_opt_state)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, carry), metrics
 
   def one_pass(carry, _):
     return lax.scan(optimizer_step, carry, pieces)
@@ -179,12 +190,17 @@ def update(
     carry, metrics = optimizer_step(carry, batch)
   else:
     carry, stacked = lax.scan(one_pass, carry, None, length=cfg.inner_updates)
-    metrics = {name: _REDUCTIONS.get(name, jnp.mean)(x) for name, x in stacked.items()}
+    metrics = {name: REDUCTIONS.get(name, jnp.mean)(x) for name, x in stacked.items()}
   return TrainState(*carry, state.step + 1, state.key), metrics
 
 
 def policy_gradient(
-  params: Params, batch: GRPOBatch, *, policy: DecoderConfig, cfg: GRPOConfig
+  params: Params,
+  batch: GRPOBatch,
+  *,
+  policy: DecoderConfig,
+  cfg: GRPOConfig,
+  assemble: Assemble = lambda trained: trained,
 ) -> tuple[Params, dict[str, jax.Array]]:
   """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
 
@@ -194,17 +210,18 @@ def policy_gradient(
   count in the loss's denominator all the same, but not in the diagnostics.
 
   Args:
-    params: the policy.
+    params: what is trained.
     batch: completions, advantages and log-probs under pi_old (and pi_ref).
     policy: the decoder.
     cfg: the numbers of the algorithm.
+    assemble: see `update`.
 
   Returns:
     The gradient, like `params`, and the metrics (float32 scalars).
   """
 
   def loss(params, piece):
-    scores = _logprobs(policy, params, piece.rollout, cfg)
+    scores = _logprobs(policy, assemble(params), piece.rollout, cfg)
     sums = grpo_loss(
       scores.logp,
       piece.rollout.logp,
@@ -219,7 +236,10 @@ def policy_gradient(
     sums.sums["entropy"] = jnp.sum(jnp.where(piece.rollout.mask, scores.entropy, 0.0))
     return sums.total, sums
 
-  slope = jax.grad(loss, has_aux=True)
+  def slope(params, piece):
+    grads, sums = jax.grad(loss, has_aux=True)(params, piece)
+    return split_parameters(policy, grads), sums
+
   batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
   if cfg.skip_idle:
     batch = _teaching_first(batch)
@@ -240,44 +260,13 @@ def policy_gradient(
   grads, sums = carry
   count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
   sums = sums._replace(count=count)
-  return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), _metrics(sums)
+  return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), loss_metrics(sums)
 
 
 def _teaching_first(batch: GRPOBatch) -> GRPOBatch:
   """Moves groups without advantages to the end; the others keep their order."""
   order = jnp.argsort(jnp.all(batch.advantages == 0, axis=1), stable=True)
   return jax.tree.map(lambda x: x[order], batch)
-
-
-_REDUCTIONS = {
-  "sampling/importance_sampling_ratio/min": jnp.min,
-  "sampling/importance_sampling_ratio/max": jnp.max,
-  "sampling/sampling_logp_difference/max": jnp.max,
-}
-
-
-def _metrics(sums: LossSums) -> dict[str, jax.Array]:
-  """The loss and the diagnostics under the names that the field knows them by (TRL's).
-
-  `sums.count` must be positive.
-  """
-  tokens = jnp.maximum(sums.sums["tokens"], 1.0)
-  low, high = sums.sums["clip_low"] / tokens, sums.sums["clip_high"] / tokens
-  metrics = {
-    "loss": sums.total / sums.count,
-    "entropy": sums.sums["entropy"] / tokens,
-    "clip_ratio/low_mean": low,
-    "clip_ratio/high_mean": high,
-    "clip_ratio/region_mean": low + high,
-    "sampling/importance_sampling_ratio/min": sums.lows["ratio"],
-    "sampling/importance_sampling_ratio/mean": sums.sums["ratio"] / tokens,
-    "sampling/importance_sampling_ratio/max": sums.highs["ratio"],
-    "sampling/sampling_logp_difference/mean": sums.sums["logp_difference"] / tokens,
-    "sampling/sampling_logp_difference/max": sums.highs["logp_difference"],
-  }
-  if "kl" in sums.sums:
-    metrics["kl"] = sums.sums["kl"] / tokens
-  return metrics
 
 
 def _all_logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, cfg: GRPOConfig):
@@ -313,4 +302,5 @@ def _split(tree: Any, pieces: int) -> Any:
   size = jax.tree.leaves(tree)[0].shape[0]
   if pieces < 1 or size % pieces:
     raise ValueError(f"{size} prompts cannot be cut into {pieces} equal pieces")
-  return jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), tree)
+  cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), tree)
+  return split_prompts(cut, axis=1)  # a device's prompts lie together: some pieces would not be its

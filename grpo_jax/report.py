@@ -12,8 +12,10 @@ from typing import Any
 
 import jinja2
 
+from grpo_jax.alarms import ALARMS
 from grpo_jax.plots import plot_curves, plot_gain
 from grpo_jax.rewards import ERRORS
+from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS
 from grpo_jax.scores import SHOWN, compare
 from grpo_jax.tables import Row, as_markdown, gain_rows
@@ -75,6 +77,7 @@ def write_report(run_dir: Path | str) -> Path:
     "finished": bool(final),
     "headlines": [_headline(split, found) for split, found in comparisons.items()],
     "cost": _cost(metrics),
+    "alarms": _alarms(metrics),
     "gain": Table("Reward before and after", *gain_rows(base, final, comparisons)),
     "tables": [table for split in pairs for table in _tables(split, base[split], final[split])],
     "plots": plots,
@@ -94,7 +97,7 @@ def write_report(run_dir: Path | str) -> Path:
   environment.filters.update(reward_color=reward_color, fenced=_fenced)
   for kind in ("md", "html"):
     text = environment.get_template(f"report.{kind}.j2").render(content)
-    (run_dir / f"report.{kind}").write_text(text, encoding="utf-8")
+    write_text(run_dir / f"report.{kind}", text)
   return run_dir / "report.html"
 
 
@@ -151,6 +154,17 @@ def _cost(metrics: Sequence[Mapping[str, float]]) -> str:
   if "num_tokens" in metrics[-1]:
     words += f", {metrics[-1]['num_tokens']:,.0f} tokens"
   return words + "."
+
+
+def _alarms(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+  """One sentence for each alarm that was raised: when, what it means and what to try."""
+  sentences = []
+  for alarm in ALARMS:
+    steps = [int(line["step"]) for line in metrics if line.get(f"alarms/{alarm.name}")]
+    if steps:
+      where = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps from {steps[0]} on"
+      sentences.append(f"{alarm.name}, {where}: {alarm.meaning}. Try: {alarm.advice}.")
+  return sentences
 
 
 def _tables(split: str, base: Mapping[str, Any], final: Mapping[str, Any]) -> list[Table]:

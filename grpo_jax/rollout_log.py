@@ -10,7 +10,9 @@ import numpy as np
 
 from grpo_jax.algorithms import AdvantageScale, group_advantages, share_without_spread
 from grpo_jax.rewards import RewardBreakdown
+from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS, ToolTask
+from grpo_jax.types import Rollout
 
 
 def rollout_metrics(
@@ -79,7 +81,27 @@ def write_rollouts(
       "advantages": advantages[p],
     }
     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-  path = folder / f"step_{step:06d}.jsonl"
-  partial = path.with_suffix(".partial")
-  partial.write_text("".join(lines), encoding="utf-8")
-  partial.replace(path)
+  write_text(folder / f"step_{step:06d}.jsonl", "".join(lines))
+
+
+def write_bad_step(run_dir: Path, step: int, rollout: Rollout, rewards: np.ndarray) -> Path:
+  """Keeps the batch of a skipped update for inspection: `bad_steps/step_<step>.npz`.
+
+  It holds `prompt_tokens` [P, S], `prompt_mask` [P, S], `tokens` [P, G, T], `mask` [P, G, T],
+  `logp` [P, G, T], `sampled_logp` [P, G, T] and `rewards` [P, G].
+  """
+  folder = run_dir / "bad_steps"
+  folder.mkdir(exist_ok=True)
+  path = folder / f"step_{step:06d}.npz"
+  prompts, tokens, mask, logp, sampled_logp = rollout
+  np.savez(
+    path,
+    prompt_tokens=prompts.tokens,
+    prompt_mask=prompts.mask,
+    tokens=tokens,
+    mask=mask,
+    logp=logp,
+    sampled_logp=sampled_logp,
+    rewards=rewards,
+  )
+  return path

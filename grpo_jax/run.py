@@ -7,26 +7,30 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from grpo_jax import hosts
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.data.batches import batch_at, bucket_length, pad_prompts
 from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
+from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
-from grpo_jax.grpo import kl_to_reference, make_batch, step_key, update
-from grpo_jax.models import load_config, load_pretrained
+from grpo_jax.grpo import step_key
+from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
+from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.programs import assemble, kl_program, learn_program, resolve, sample_program
 from grpo_jax.rewards import Reward, RewardBreakdown
-from grpo_jax.rollout_log import rollout_metrics, write_rollouts
+from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
+from grpo_jax.rollout_scores import reached_limit, score_rollout
 from grpo_jax.run_config import RunConfig, changed_settings, run_record
-from grpo_jax.sampling import LENGTH_BUCKETS, sample_groups
+from grpo_jax.run_folder import whole_lines, write_text
+from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
@@ -65,39 +69,42 @@ class Run:
     self._check_lengths()
     sources = {"train": self.tasks, **self.held_out}
     self.record = run_record(config, {name: data_sha256(t) for name, t in sources.items()})
-    self._claim_folder()
+    self._check_folder()
 
     shape = load_config(config.model)
+    # Master weights are float32; a frozen base is only ever read in the compute dtype.
     self.policy, self.params = load_pretrained(
-      config.model, sharding=parameter_sharding(shape, self.mesh)
+      config.model,
+      config.dtype if config.lora else "float32",
+      sharding=parameter_sharding(shape, self.mesh),
     )
-    self.policy = dataclasses.replace(self.policy, dtype=config.dtype)  # master weights: float32
-    sampling = dataclasses.replace(
-      config.grpo.sampling, stop_ids=self.stop_ids, pad_id=self.policy.pad_token_id or 0
+    self.policy = dataclasses.replace(self.policy, dtype=config.dtype)
+    self.base: Params | None = None
+    if config.lora:
+      self.base, self.params = self.params, self._fresh_adapters()
+    self.grpo = resolve(config.grpo, self.policy, self.mesh, self.stop_ids)
+    # The optimizer counts its own steps, of which a training step may take several.
+    per_step = config.grpo.inner_updates * config.grpo.minibatches
+    schedule = make_schedule(
+      config.learning_rate, config.warmup_steps, config.decay, config.steps * per_step
     )
-    idle = self.mesh.size == 1 and not config.grpo.kl_weight
-    self.grpo = dataclasses.replace(config.grpo, sampling=sampling, skip_idle=idle)
-    self.schedule = optax.linear_schedule(
-      0.0 if config.warmup_steps else config.learning_rate,
-      config.learning_rate,
-      max(config.warmup_steps, 1),
+    self.schedule = lambda step: schedule(step * per_step)
+    self.tx = make_optimizer(
+      config.optimizer,
+      schedule,
+      weight_decay=config.weight_decay,
+      clip_norm=config.clip_norm,
     )
-    self.tx = optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(
-        # The first step must move: warm-up counts from 1.
-        lambda count: self.schedule(count + 1), b2=0.99, weight_decay=config.weight_decay
-      ),
-    )  # fmt: skip
     self._traceback_shown = False
+    self._decode = lambda ids: completion_text(self.tokenizer, ids, self.stop_ids)
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
-    self._sample = jax.jit(functools.partial(self._sample_body, self.policy, self.grpo.sampling))
-    self._learn = jax.jit(self._learn_body, donate_argnums=0)
-    self._kl = jax.jit(functools.partial(kl_to_reference, policy=self.policy, cfg=self.grpo))
+    self._sample = sample_program(self.policy, self.mesh, self.grpo.sampling, config.lora)
+    self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
+    self._kl = kl_program(self.policy, self.mesh, self.grpo)
 
-  def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """The state to begin with and the tokens sampled so far: fresh, or the newest checkpoint's."""
+  def fresh_state(self) -> TrainState:
+    """The state of step 0; takes the loaded parameters, so it can be made once."""
     opt_state = jax.jit(
       self.tx.init,
       out_shardings=state_shardings(
@@ -105,25 +112,48 @@ class Run:
       ),
     )(self.params)
     everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-    step, key = jax.device_put((jnp.int32(0), jax.random.key(self.config.seed)), everywhere)
+    first = lambda: (jnp.int32(0), jax.random.key(self.config.seed))
+    step, key = jax.jit(first, out_shardings=everywhere)()
     # The reference is kept only where it is needed; it must survive the donated state.
     needed = self.grpo.kl_weight or self.config.kl_every
-    self.ref_params = jax.tree.map(jnp.copy, self.params) if needed else None
+    self.ref_params = (self.base or jax.tree.map(jnp.copy, self.params)) if needed else None
     state = TrainState(self.params, opt_state, step, key)
     del self.params
-    newest = checkpoints.latest()
-    if newest is None:
-      return state, 0
-    if self.config.resume == "never":
+    return state
+
+  def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to begin with, fresh or of the newest good checkpoint, and the tokens so far.
+
+    A checkpoint counts only as far as metrics.jsonl is whole, so that the file ends up complete.
+    """
+    state = self.fresh_state()
+    lines = len(whole_lines(self.dir / "metrics.jsonl"))
+    good = checkpoints.newest_good(limit=lines) if hosts.is_first() else None
+    newest = hosts.from_first(good or 0)
+    if newest and self.config.resume == "never":
       raise ValueError(f"{self.dir} has checkpoints and --resume=never; choose another --run_dir")
+    checkpoints.drop_after(newest)
+    if not newest:
+      return state, 0
     state, meta = checkpoints.restore(newest, state)
     log.info("continuing %s at step %d", self.dir, newest)
     return state, int(meta["num_tokens"])
 
   def step(
-    self, step: int, state: TrainState, reward: Reward
+    self, step: int, state: TrainState, reward: Reward, between: Callable[[], None] = lambda: None
   ) -> tuple[TrainState, dict[str, float]]:
-    """One GRPO step, timed by phase; its numbers depend on (seed, step) and the state only."""
+    """One GRPO step, timed by phase; its numbers depend on (seed, step) and the state only.
+
+    Args:
+      step: its number, from 0.
+      state: donated, but only after the last call of `between`.
+      reward: what scores the completions.
+      between: called before each phase; may raise to give the step up with `state` unharmed.
+
+    Returns:
+      The state after and the step's metrics.
+    """
+    between()
     began = time.perf_counter()
     count = self.config.prompts_per_step
     chosen = batch_at(
@@ -132,27 +162,32 @@ class Run:
     tasks = [self.tasks[i] for i in chosen]
     prompts = self._padded([self.prompts[i] for i in chosen])
     ready = time.perf_counter()
-    rollout = jax.block_until_ready(self._sample(state.params, prompts, step_key(state)))
+    rollout = self._sample(state.params, self.base, prompts, step_key(state))
+    drawn = hosts.fetch(rollout)
     self.sample_shapes.add(prompts.tokens.shape[1])
     sampled = time.perf_counter()
+    between()
 
-    failed_before = dict(reward.failures())
-    texts, breakdowns, rewards = self._scored(rollout, tasks, reward)
-    failures = self._new_failures(reward, failed_before)
+    texts, breakdowns, failures, rewards = self._decode_and_score(drawn, tasks, reward)
     scored = time.perf_counter()
+    between()
 
-    rollout = self._shortened(rollout)
+    rollout = self._shortened(rollout, int(drawn.mask.sum(-1).max()))
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
     kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
-    state, found = self._learn(state, self.ref_params, rollout, rewards)
+    state, found = self._learn(state, self.base, self.ref_params, rollout, rewards)
     found = {name: float(value) for name, value in (found | kl).items()}
     updated = time.perf_counter()
 
-    metrics = rollout_metrics(np.asarray(rollout.mask), rewards, breakdowns, self._is_cut(rollout))
+    cut = reached_limit(drawn, self.grpo.sampling.max_tokens, self.stop_ids)
+    metrics = rollout_metrics(drawn.mask, rewards, breakdowns, cut)
     metrics |= found | failures
-    metrics["learning_rate"] = float(self.schedule(step + 1))
-    write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
+    metrics["learning_rate"] = float(self.schedule(step))
+    if hosts.is_first():
+      write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
+      if metrics["skipped_updates"]:
+        log.warning("no finite update: see %s", write_bad_step(self.dir, step, drawn, rewards))
     ended = time.perf_counter()
     metrics |= {
       "seconds/sample": sampled - ready,
@@ -164,30 +199,21 @@ class Run:
     }
     return state, metrics
 
-  def _scored(
-    self, rollout: Rollout, tasks: Sequence[ToolTask], reward: Reward
-  ) -> tuple[list[str], list[RewardBreakdown], np.ndarray]:
-    """Texts and breakdowns of all P * G completions, and the rewards [P, G] float32."""
-    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-    prompts, group, _ = tokens.shape
-    texts = [
-      completion_text(self.tokenizer, tokens[p, g][mask[p, g]].tolist(), self.stop_ids)
-      for p in range(prompts)
-      for g in range(group)
-    ]
-    breakdowns = reward.score_batch(texts, [task for task in tasks for _ in range(group)])
-    totals = np.asarray([found.total for found in breakdowns], np.float32)
-    return texts, breakdowns, totals.reshape(prompts, group)
+  def _decode_and_score(
+    self, drawn: Rollout, tasks: Sequence[ToolTask], reward: Reward
+  ) -> tuple[list[str], list[RewardBreakdown], dict[str, float], np.ndarray]:
+    """What `score_rollout` returns, and the rewards [P, G] float32."""
+    texts, found, failures = score_rollout(drawn, tasks, reward, self._decode)
+    self._show_failure(reward)
+    totals = np.asarray([breakdown.total for breakdown in found], np.float32)
+    return texts, found, failures, totals.reshape(drawn.tokens.shape[:2])
 
-  def _new_failures(self, reward: Reward, before: Mapping[str, int]) -> dict[str, float]:
-    """How many completions of this step could not be scored, by code; the first one is kept."""
-    new = {code: count - before.get(code, 0) for code, count in reward.failures().items()}
+  def _show_failure(self, reward: Reward) -> None:
+    """Logs the first failure of a reward, and keeps its traceback in the run folder."""
     if sum(reward.failures().values()) and not self._traceback_shown:
       log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
-      (self.dir / "first_reward_failure.txt").write_text(reward.first_traceback, encoding="utf-8")
+      write_text(self.dir / "first_reward_failure.txt", reward.first_traceback)
       self._traceback_shown = True
-    by_code = {f"rewards/failures/{code}": count for code, count in new.items()}
-    return {"rewards/failures": sum(new.values()), **by_code}
 
   def _padded(self, prompts: Sequence[Sequence[int]]) -> Prompts:
     length = bucket_length(max(map(len, prompts)), LENGTH_BUCKETS)
@@ -195,28 +221,22 @@ class Run:
     arrays = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
     return jax.device_put(arrays, batch_sharding(self.mesh))
 
-  def _shortened(self, rollout: Rollout) -> Rollout:
+  def _shortened(self, rollout: Rollout, longest: int) -> Rollout:
     """Cuts the padding behind the longest completion, down to a bucket."""
-    longest = int(np.asarray(rollout.mask).sum(-1).max())
     length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
     cut = lambda x: x[..., :length]
     return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))
 
-  def _is_cut(self, rollout: Rollout) -> np.ndarray:
-    """[P, G] bool: completions that reached the limit without a stop token."""
-    tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.mask).sum(-1)
-    last = np.take_along_axis(tokens, (lengths - 1)[..., None], axis=-1)[..., 0]
-    return (lengths >= self.grpo.sampling.max_tokens) & ~np.isin(last, self.stop_ids)
+  def assemble(self, trained: Params) -> Params:
+    """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
+    return assemble(self.config.lora, self.base, trained)
 
-  @staticmethod
-  def _sample_body(policy, sampling, params, prompts, key):
-    return sample_groups(policy, params, prompts, key, sampling)
-
-  def _learn_body(self, state, ref_params, rollout, rewards):
-    batch = make_batch(rollout, rewards, ref_params, policy=self.policy, cfg=self.grpo)
-    state, metrics = update(state, batch, policy=self.policy, tx=self.tx, cfg=self.grpo)
-    placed = state_shardings(self.policy, self.mesh, state)
-    return jax.lax.with_sharding_constraint(state, placed), metrics
+  def _fresh_adapters(self) -> Params:
+    assert self.config.lora is not None
+    draw = functools.partial(init_adapters, self.policy, self.config.lora)
+    key = jax.random.fold_in(jax.random.key(self.config.seed), 2**32 - 1)  # no step has this number
+    placed = state_shardings(self.policy, self.mesh, jax.eval_shape(draw, key))
+    return jax.jit(draw, out_shardings=placed)(key)
 
   def _check_lengths(self) -> None:
     """Shows what each split holds, and refuses prompts over the limit before any work."""
@@ -238,20 +258,33 @@ class Run:
         )
     log.info("%s", self.config.plan())
 
-  def _claim_folder(self) -> None:
+  def _check_folder(self) -> None:
     """Writes config.json, or checks that the folder belongs to the same run."""
     path = self.dir / "config.json"
     if path.exists():
-      changed = changed_settings(json.loads(path.read_text(encoding="utf-8")), self.record)
+      try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+      except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to go on as you say") from error
+      changed = "; ".join(changed_settings(old, self.record))
+      if changed and not self.config.allow_changes:
+        raise ValueError(
+          f"{self.dir} holds a run with other settings: {changed}. Choose another --run_dir, or "
+          "--allow_changes to go on all the same"
+        )
       if changed:
-        raise ValueError(f"{self.dir} holds a run with other settings: {'; '.join(changed)}")
-    self.dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+        log.warning("going on with other settings: %s", changed)
+    if hosts.is_first():
+      self.dir.mkdir(parents=True, exist_ok=True)
+      write_text(path, json.dumps(self.record, indent=2) + "\n")
 
 
 def read_tasks(source: str, seed: int) -> list[ToolTask]:
   """Reads tasks from a file or hub id, or generates them for `synthetic:<split>`."""
   if source.startswith(SYNTHETIC):
-    rows: list[Mapping[str, Any]] = generate_rows(seed, source.removeprefix(SYNTHETIC))
+    split = source.removeprefix(SYNTHETIC)
+    if split not in SPLITS:
+      raise ValueError(f"{source}: expected {SYNTHETIC} and one of {', '.join(SPLITS)}")
+    rows = generate_rows(seed, split)
     return [ToolTask.from_row(row) for row in rows]
   return load_tasks(source)

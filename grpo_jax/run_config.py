@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,8 +16,12 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from grpo_jax import hub
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.rewards import RewardConfig
+from grpo_jax.models import LoraConfig
+from grpo_jax.optimizers import Decay, Optimizer
+from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights, reward_files
+from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import parse_mesh
 from grpo_jax.tracking import TRACKERS
 
@@ -25,15 +31,10 @@ TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 
 # Settings that may differ between the parts of one run: they do not change its numbers.
 FREE = (
-  "run_dir",
-  "steps",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "resume",
-  "track",
-  "mesh",
-  "profile",
-)
+  "run_dir", "steps", "checkpoint_every", "keep_checkpoints", "resume", "allow_changes",
+  "max_bad_steps", "track", "mesh", "profile",
+)  # fmt: skip
+SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ class RunConfig:
     steps: GRPO steps.
     prompts_per_step: P, prompts a step; times the group size gives the completions.
     max_prompt_tokens: a longer prompt is an error.
-    learning_rate: AdamW's, after the warm-up.
-    warmup_steps: linear warm-up, in steps.
-    weight_decay: AdamW's.
+    lora_rank: rank of the adapters that are trained on the frozen model; 0 trains the whole model.
+    lora_alpha: the adapters' product is scaled by this over the rank.
+    lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
+    optimizer: `adamw`, or `adafactor`, whose state is much smaller (see `make_optimizer`).
+    learning_rate: the optimizer's, after the warm-up.
+    warmup_steps: linear warm-up, in optimizer steps.
+    decay: of the learning rate after that: `none`, or `linear` to the end of the run.
+    weight_decay: decoupled, times the learning rate.
     clip_norm: gradients are scaled down to this global norm.
     seed: of the data order and the samples.
     data_seed: of the synthetic data.
@@ -66,6 +72,8 @@ class RunConfig:
       makes none and holds no reference. (A KL term measures it at every step.)
     eval_limit: at most this many tasks of each held-out split; 0 takes all.
     resume: `auto` continues a run folder that has a checkpoint; `never` refuses it.
+    allow_changes: continue even where settings, data, model or reward differ from the run's own.
+    max_bad_steps: after so many steps in a row without a finite update the run stops.
     track: trackers beside metrics.jsonl.
     profile: steps to trace, from the second one that this process takes; 0 traces none.
   """
@@ -83,8 +91,13 @@ class RunConfig:
   steps: int = 100
   prompts_per_step: int = 8
   max_prompt_tokens: int = 1024
+  lora_rank: int = 0
+  lora_alpha: float = 32.0
+  lora_targets: str = "q,k,v,o,gate,up,down"
+  optimizer: Optimizer = "adamw"
   learning_rate: float = 1e-6
   warmup_steps: int = 5
+  decay: Decay = "none"
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   seed: int = 0
@@ -97,11 +110,16 @@ class RunConfig:
   kl_every: int = 0
   eval_limit: int = 0
   resume: Resume = "auto"
+  allow_changes: bool = False
+  max_bad_steps: int = 3
   track: tuple[str, ...] = ()
   profile: int = 0
 
   def __post_init__(self) -> None:
-    for name in ("steps", "prompts_per_step", "max_prompt_tokens", "checkpoint_every"):
+    for name in (
+      "steps", "prompts_per_step", "max_prompt_tokens", "checkpoint_every", "keep_checkpoints",
+      "max_bad_steps",
+    ):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
     if self.learning_rate <= 0 or self.clip_norm <= 0 or self.weight_decay < 0:
@@ -109,10 +127,14 @@ class RunConfig:
         "--learning_rate and --clip_norm must be positive, --weight_decay not below 0"
       )
     for name in (
-      "warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed", "profile",
+      "warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed", "lora_rank",
+      "profile",
     ):  # fmt: skip
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
+    for name in ("lora_alpha", "lora_targets"):
+      if not self.lora and getattr(self, name) != getattr(RunConfig, name):
+        raise ValueError(f"--{name}={getattr(self, name)} needs a --lora_rank above 0")
     if self.prompts_per_step % self.grpo.minibatches:
       raise ValueError(
         f"--minibatches={self.grpo.minibatches} does not divide "
@@ -125,15 +147,29 @@ class RunConfig:
         "prompts of an optimizer step (--prompts_per_step / --minibatches)"
       )
     parse_mesh(self.mesh)
+    for split, _ in self.eval_data:
+      if not SPLIT_NAME.fullmatch(split):
+        raise ValueError(
+          f"--eval_data: {split!r} is no name of a split; use letters, digits, _, - and ."
+        )
     for name in self.track:
       if name not in TRACKERS:
         raise ValueError(f"--track={name}; expected one of {', '.join(TRACKERS)}")
     for name, value, valid in (
       ("dtype", self.dtype, get_args(Dtype)),
       ("resume", self.resume, get_args(Resume)),
+      ("optimizer", self.optimizer, get_args(Optimizer)),
+      ("decay", self.decay, get_args(Decay)),
     ):
       if value not in valid:
         raise ValueError(f"--{name}={value}; expected one of {', '.join(valid)}")
+
+  @property
+  def lora(self) -> LoraConfig | None:
+    """What is adapted, or None where the whole model is trained."""
+    if not self.lora_rank:
+      return None
+    return LoraConfig(self.lora_rank, self.lora_alpha, tuple(self.lora_targets.split(",")))
 
   def plan(self) -> str:
     """What a step does, in words: nobody should have to guess what a batch is."""
@@ -149,13 +185,23 @@ class RunConfig:
 
 
 def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, Any]:
-  """Everything that config.json says about a run."""
+  """Everything that config.json says about a run.
+
+  Args:
+    config: its settings.
+    data_sha256: of each split, by its name.
+  """
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
   settings = dataclasses.asdict(config)
   return {
     **{name: value for name, value in settings.items() if not isinstance(value, dict)},
     **{name: value for name, value in settings.items() if isinstance(value, dict)},
     "data_sha256": dict(data_sha256),
+    "model_sha256": model_sha256(config.model),
+    "reward_sha256": {
+      str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in reward_files(config.reward)
+    },
     "git_commit": git_commit(),
     "python": sys.version.split()[0],
     "packages": {name: importlib.metadata.version(name) for name in packages},
@@ -163,15 +209,63 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
   }
 
 
+def config_of(record: Mapping[str, Any]) -> RunConfig:
+  """The settings that `run_record` wrote down.
+
+  Raises:
+    ValueError: the record is not one of this version's.
+  """
+  names = {field.name for field in dataclasses.fields(RunConfig)}
+  values = {name: value for name, value in record.items() if name in names}
+  try:
+    grpo, reward = dict(record["grpo"]), dict(record["reward_config"])
+    sampling = {**grpo["sampling"], "stop_ids": tuple(grpo["sampling"]["stop_ids"])}
+    grpo["sampling"] = SamplingConfig(**sampling)
+    reward["weights"] = RewardWeights(**reward["weights"])
+    reward["judge"] = JudgeConfig(**reward["judge"]) if reward["judge"] else None
+    values |= {
+      "grpo": GRPOConfig(**grpo),
+      "reward_config": RewardConfig(**reward),
+      "eval_data": tuple((name, source) for name, source in record["eval_data"]),
+      "track": tuple(record["track"]),
+    }
+    return RunConfig(**values)
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"config.json is not one of this version: {error}") from error
+
+
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """The settings that alter a run's future and differ between its record and a new one."""
-  names = [f.name for f in dataclasses.fields(RunConfig) if f.name not in FREE] + ["data_sha256"]
+  names = [f.name for f in dataclasses.fields(RunConfig) if f.name not in FREE]
+  if new["decay"] != "none":  # the learning rate then depends on where the end is
+    names.append("steps")
+  names += ["data_sha256", "model_sha256", "reward_sha256"]
   new = json.loads(json.dumps(new))
   return [
     f"{name} ({json.dumps(old.get(name))} then, {json.dumps(new.get(name))} now)"
     for name in names
     if old.get(name) != new.get(name)
   ]
+
+
+def model_sha256(model: str) -> str:
+  """A SHA-256 over a checkpoint's config, tokenizer and weights.
+
+  Of each weight file it takes the size and 64 evenly spaced blocks of 1 MiB: all of a small model,
+  and a few seconds' worth of a large one.
+  """
+  digest = hashlib.sha256()
+  patterns = (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES, *hub.WEIGHT_FILES)
+  folder = hub.checkpoint_folder(model, patterns)
+  for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+    size = path.stat().st_size
+    digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+    step = max(2**20, size // 64)
+    with path.open("rb") as file:
+      for start in range(0, size, step):
+        file.seek(start)
+        digest.update(file.read(2**20))
+  return digest.hexdigest()
 
 
 def git_commit() -> str:

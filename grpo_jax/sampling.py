@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from grpo_jax import hosts
 from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.models import (
   DecoderConfig,
@@ -239,6 +240,7 @@ def generate(
   top_p: float = 1.0,
   min_p: float = 0.0,
   batch_prompts: int = 16,
+  between: Callable[[], None] = lambda: None,
 ) -> list[list[list[int]]]:
   """Completes any number of prompts of any lengths.
 
@@ -258,6 +260,7 @@ def generate(
     top_p: as above.
     min_p: as above.
     batch_prompts: prompts decoded at the same time.
+    between: called before each batch; may raise.
 
   Returns:
     For each prompt G lists of token ids, the stop token included when there was one.
@@ -283,6 +286,7 @@ def generate(
   order = sorted(range(len(prompts)), key=bucket)
   results: list[list[list[int]]] = [[] for _ in prompts]
   while order:
+    between()
     length = bucket(order[0])
     rows = min(batch_prompts, max(1, PREFILL_TOKENS // length))
     chosen = [i for i in order[:rows] if bucket(i) == length]
@@ -291,7 +295,7 @@ def generate(
     tokens, mask = pad_prompts([list(prompts[i]) for i in filled], length, pad_id)
     index = np.asarray(filled, np.int32)
     rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg)
-    drawn, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    drawn, kept = hosts.fetch((rollout.tokens, rollout.mask))
     for row, i in enumerate(chosen):
       results[i] = [t[m].tolist() for t, m in zip(drawn[row], kept[row], strict=True)]
   return results

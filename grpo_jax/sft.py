@@ -16,6 +16,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.types import Array
 
 
 class SFTBatch(NamedTuple):
@@ -29,10 +30,10 @@ class SFTBatch(NamedTuple):
       end-of-turn token among it), less on text around it that is learned on the side, 0 on padding.
   """
 
-  prompt_tokens: jax.Array
-  prompt_mask: jax.Array
-  completion_tokens: jax.Array
-  loss_weights: jax.Array
+  prompt_tokens: Array
+  prompt_mask: Array
+  completion_tokens: Array
+  loss_weights: Array
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def make_sft_step(
     loss = lambda p: sft_loss(policy, p, batch, remat=cfg.remat)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return optax.apply_updates(params, updates), opt_state, metrics
 
   return jax.jit(step, donate_argnums=(0, 1))

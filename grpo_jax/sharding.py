@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.models import DecoderConfig
+from grpo_jax.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
+AnyMesh = Mesh | AbstractMesh  # the planner has no devices
 
 # The first pattern that matches a parameter's path decides. Kernels are [in, out].
 PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
@@ -29,9 +31,14 @@ PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
   (r"layers_\d+/(q|k|v|gate|up)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"layers_\d+/(q|k|v)/bias", PartitionSpec("tensor")),
   (r"layers_\d+/(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
+  # Adapters, [in, r] and [r, out], lie as their kernel does; the rank is never split.
+  (r"layers_\d+/(q|k|v|gate|up)/lora_a", PartitionSpec("fsdp", None)),
+  (r"layers_\d+/(q|k|v|gate|up)/lora_b", PartitionSpec(None, "tensor")),
+  (r"layers_\d+/(o|down)/lora_a", PartitionSpec("tensor", None)),
+  (r"layers_\d+/(o|down)/lora_b", PartitionSpec(None, "fsdp")),
   (r".*", PartitionSpec()),  # norms and output biases: small, everywhere
 )
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))  # the prompt axis, which comes first everywhere
+BATCH_SPEC = PartitionSpec(BATCH_AXES)  # the prompt axis, which comes first everywhere
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -64,24 +71,34 @@ def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Me
   Raises:
     ValueError: the devices do not suffice or do not divide.
   """
-  sizes = parse_mesh(text)
   devices = list(jax.devices() if devices is None else devices)
-  fixed = int(np.prod([s for s in sizes.values() if s > 0]))
-  for name, size in sizes.items():
-    if size == -1:
-      if len(devices) % fixed:
-        raise ValueError(f"--mesh={text}: {len(devices)} devices do not divide by {fixed}")
-      sizes[name] = len(devices) // fixed
-  wanted = int(np.prod(list(sizes.values())))
-  if wanted > len(devices):
-    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {len(devices)}")
-  grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
+  sizes = mesh_sizes(text, len(devices))
+  grid = np.asarray(devices[: int(np.prod(sizes))]).reshape(sizes)
   # Auto, not Explicit (the default of jax.make_mesh): reshapes regroup sharded axes.
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_sizes(text: str, devices: int) -> tuple[int, ...]:
+  """The sizes of `AXES` that `--mesh` gives for a number of devices.
+
+  Raises:
+    ValueError: the devices do not suffice or do not divide.
+  """
+  sizes = parse_mesh(text)
+  fixed = int(np.prod([s for s in sizes.values() if s > 0]))
+  for name, size in sizes.items():
+    if size == -1:
+      if devices % fixed:
+        raise ValueError(f"--mesh={text}: {devices} devices do not divide by {fixed}")
+      sizes[name] = devices // fixed
+  wanted = int(np.prod(list(sizes.values())))
+  if wanted > devices:
+    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {devices}")
+  return tuple(sizes.values())
+
+
 def parameter_spec(
-  config: DecoderConfig, mesh: Mesh, path: Sequence[str], shape: Sequence[int]
+  config: DecoderConfig, mesh: AnyMesh, path: Sequence[str], shape: Sequence[int]
 ) -> PartitionSpec:
   """The PartitionSpec of one parameter.
 
@@ -107,13 +124,13 @@ def parameter_spec(
 
 
 def parameter_sharding(
-  config: DecoderConfig, mesh: Mesh
+  config: DecoderConfig, mesh: AnyMesh
 ) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding]:
   """A function from a parameter's path and shape to its sharding, as `load_pretrained` takes it."""
   return lambda path, shape: NamedSharding(mesh, parameter_spec(config, mesh, path, shape))
 
 
-def state_shardings(config: DecoderConfig, mesh: Mesh, tree: Any) -> Any:
+def state_shardings(config: DecoderConfig, mesh: AnyMesh, tree: Any) -> Any:
   """Shardings for any tree that holds parameters or things shaped like them.
 
   Optimizer moments follow their parameter: a leaf is recognised by the end of its path
@@ -128,24 +145,37 @@ def state_shardings(config: DecoderConfig, mesh: Mesh, tree: Any) -> Any:
   def place(path, leaf):
     keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path]
     start = next((i for i, key in enumerate(keys) if _is_root(key)), None)
-    if start is None:
+    # Adafactor's row and column means, and its stand-ins of one number: small, everywhere.
+    factored = leaf.size == 1 or (leaf.ndim == 1 and keys[-1] != "bias")
+    if start is None or factored:
       return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, parameter_spec(config, mesh, keys[start:], leaf.shape))
 
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def split_parameters(config: DecoderConfig, tree: Any) -> Any:
+  """Constrains gradients to be split as their parameters are; does nothing outside a mesh.
+
+  Without it, gradients that are summed over micro-batches may be held whole on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, state_shardings(config, mesh, tree))
+
+
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
   """Arrays whose first axis is prompts: split over `data` and `fsdp`."""
   return NamedSharding(mesh, BATCH_SPEC)
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: AnyMesh) -> int:
   """Into how many parts the prompt axis is split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def mesh_text(mesh: Mesh) -> Mapping[str, int]:
+def mesh_text(mesh: AnyMesh) -> Mapping[str, int]:
   """The mesh's axes and sizes, for the run folder."""
   return dict(mesh.shape)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ from grpo_jax.scores import compare
 from grpo_jax.tables import Row, as_markdown, as_text
 from grpo_jax.tracking import read_metrics
 
-SCORED_BY = "tiered"  # with its default numbers: what every cell is compared by
+SCORED_BY: Literal["tiered"] = "tiered"  # with its default numbers: what every cell is compared by
 RECORD = "sweep_cell.json"
 
 

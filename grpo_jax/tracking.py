@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, Self, get_args
 
 from absl import logging
 
+from grpo_jax.run_folder import whole_lines, write_text
+
 TrackerName = Literal["tensorboard", "mlflow"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 MLFLOW_EXPERIMENT = "grpo_jax"
@@ -174,7 +176,7 @@ class _MLflow:
     )
     run = self._client.create_run(experiment_id, run_name=run_dir.resolve().name)
     self._run_id = run.info.run_id
-    id_file.write_text(self._run_id + "\n")
+    write_text(id_file, self._run_id + "\n")
     params = [
       library.entities.Param(name, str(value)[:MLFLOW_PARAM_LENGTH])
       for name, value in _flat(config).items()
@@ -202,17 +204,9 @@ def _library(module: str, extra: TrackerName) -> Any:
 
 
 def _drop_steps(path: Path, start_step: int) -> None:
-  """Keeps the lines of the steps before `start_step`."""
-  if not path.exists():
-    return
-  kept = [
-    line
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if line.endswith("\n") and json.loads(line)["step"] < start_step
-  ]
-  partial = path.with_suffix(".partial")
-  partial.write_text("".join(kept), encoding="utf-8")
-  partial.replace(path)
+  """Keeps the lines of the steps before `start_step`; a damaged line ends what is kept."""
+  if path.exists():
+    write_text(path, "".join(text for text, _ in whole_lines(path)[:start_step]))
 
 
 def _number(value: Any) -> int | float:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from grpo_jax import alarms, hosts
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
-from grpo_jax.models import Params, save_pretrained
+from grpo_jax.models import Params, merge, save_adapters, save_pretrained
 from grpo_jax.profiling import profiled_steps
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
 from grpo_jax.run_config import RunConfig
+from grpo_jax.run_folder import claimed, disk_is_full, whole_lines, write_text
 from grpo_jax.schema import ToolTask
+from grpo_jax.stop_signals import Stopped, StopSignals
 from grpo_jax.tracking import Tracking
 
 log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):
+  """The run cannot go on as it is; what to do is in the message."""
 
 
 def train(config: RunConfig) -> Path:
@@ -33,41 +42,82 @@ def train(config: RunConfig) -> Path:
 
   Returns:
     The run folder, with all that DESIGN calls for: config.json, metrics.jsonl, rollouts/,
-    checkpoints/, eval_base.json, eval_final.json, report.md, report.html, *.png and model/.
+    checkpoints/, eval_base.json, eval_final.json, report.md, report.html, *.png and model/
+    (with LoRA, adapter/ too).
 
   Raises:
     ValueError: settings, data and model do not fit together; one sentence, before any work.
+    Stopped: a signal asked for it; the run folder has a checkpoint to go on from.
+    TrainingFailed: the numbers went bad, or the disk is full; the checkpoints before are whole.
   """
   # The reward first: a name that is wrong must not leave a run folder behind.
-  with load_reward(config.reward, config.reward_config) as reward:
-    return _train(config, reward)
+  try:
+    with (
+      load_reward(config.reward, config.reward_config) as reward,
+      claimed(Path(config.run_dir)) if hosts.is_first() else contextlib.nullcontext(),
+      StopSignals() as signals,
+    ):
+      return _train(config, reward, signals)
+  except Exception as error:
+    if disk_is_full(error):
+      raise TrainingFailed(
+        f"no room left on the disk or quota of {config.run_dir}: free some and run the same "
+        f"command again, it goes on from the last good checkpoint ({error})"
+      ) from error
+    raise
 
 
-def _train(config: RunConfig, reward: Reward) -> Path:
+def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
   run = Run(config)
   with Checkpoints(config.run_dir, config.keep_checkpoints) as checkpoints:
     state, tokens = run.start(checkpoints)
     first = int(state.step)
-    if not (run.dir / "eval_base.json").exists():
-      evaluate_all(run, "base", state.params, reward)
-    with Tracking(run.dir, config.track, start_step=first, config=run.record) as tracking:
-      bar = tqdm(range(first, config.steps), "GRPO", config.steps, initial=first, unit="step")
+    if not hosts.from_first((run.dir / "eval_base.json").exists()):
+      evaluate_all(run, "base", state.params, reward, signals.check)
+    lines = [values for _, values in whole_lines(run.dir / "metrics.jsonl")][:first]
+    with _tracking(run, first) as tracking:
+      bar = tqdm(
+        range(first, config.steps), "GRPO", config.steps, initial=first, unit="step",
+        disable=not hosts.is_first(),
+      )  # fmt: skip
       for step in profiled_steps(bar, run.dir, config.profile):
-        state, metrics = run.step(step, state, reward)
-        tokens += metrics.pop("tokens")
+        try:
+          state, metrics = run.step(step, state, reward, signals.check)
+        except Stopped:
+          checkpoints.save(state, {"num_tokens": tokens})
+          raise
+        tokens += int(metrics.pop("tokens"))
         metrics["num_tokens"] = tokens
         done = step + 1
         if config.eval_every and done % config.eval_every == 0 and done < config.steps:
           metrics |= held_out_rewards(run, state.params, reward)
-        tracking.log(step, metrics)
+        lines.append({"step": step, **metrics})
+        metrics |= _alarms(lines)
+        if tracking:
+          tracking.log(step, metrics)
         bar.set_postfix(
           reward=f"{metrics['reward']:.3f}", tokens_s=f"{metrics['tokens_per_second']:.0f}"
         )
-        if done % config.checkpoint_every == 0 or done == config.steps:
-          checkpoints.save(state, {"num_tokens": tokens})
-    evaluate_all(run, "final", state.params, reward)
-  save_pretrained(run.policy, state.params, run.dir / "model", tokenizer=run.tokenizer)
-  write_report(run.dir)
+        bad = _bad_in_a_row(lines)
+        if done % config.checkpoint_every == 0 or done == config.steps or bad:
+          evaluated = [value for name, value in metrics.items() if name.startswith("eval/")]
+          checkpoints.save(
+            state, {"num_tokens": tokens}, float(np.mean(evaluated)) if evaluated else None
+          )
+        if bad >= config.max_bad_steps:
+          raise TrainingFailed(
+            f"no finite update in {bad} steps up to {step}: the batches are in "
+            f"{run.dir / 'bad_steps'}; lower --learning_rate or --clip_norm, or use "
+            "--dtype=float32 (or raise --max_bad_steps)"
+          )
+    evaluate_all(run, "final", state.params, reward, signals.check)
+  whole = merge(run.assemble(state.params))
+  save_pretrained(run.policy, whole, run.dir / "model", tokenizer=run.tokenizer, dtype="float32")
+  if config.lora:
+    folder = run.dir / "adapter"
+    save_adapters(run.policy, state.params, config.lora, folder, config.model)
+  if hosts.is_first():
+    write_report(run.dir)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   log.info(
     "%d sampling and %d update programs compiled; peak memory %.2f GiB",
@@ -76,17 +126,50 @@ def _train(config: RunConfig, reward: Reward) -> Path:
   return run.dir
 
 
-def evaluate_all(run: Run, when: str, params: Params, reward: Reward) -> None:
+def _tracking(run: Run, first: int) -> contextlib.AbstractContextManager[Tracking | None]:
+  """The run's metrics and trackers, in the first process only."""
+  if not hosts.is_first():
+    return contextlib.nullcontext()
+  return Tracking(run.dir, run.config.track, start_step=first, config=run.record)
+
+
+def _alarms(lines: list[dict[str, float]]) -> dict[str, float]:
+  """The alarms as metrics; one that was not up a step ago goes into the log."""
+  found = alarms.raised(lines)
+  for alarm in alarms.ALARMS:
+    name = f"alarms/{alarm.name}"
+    if found[name] and not (len(lines) > 1 and lines[-2].get(name)):
+      log.warning("%s: %s; try: %s", alarm.name, alarm.meaning, alarm.advice)
+  lines[-1].update(found)
+  return found
+
+
+def _bad_in_a_row(lines: Sequence[Mapping[str, float]]) -> int:
+  """How many of the newest steps had an update that was skipped."""
+  bad = 0
+  while bad < len(lines) and lines[-1 - bad].get("skipped_updates"):
+    bad += 1
+  return bad
+
+
+def evaluate_all(
+  run: Run,
+  when: str,
+  params: Params,
+  reward: Reward,
+  between: Callable[[], None] = lambda: None,
+) -> None:
   """Scores every held-out split and writes eval_<when>.json and eval/<when>_<split>.jsonl."""
   summaries = {}
   (run.dir / "eval").mkdir(exist_ok=True)
   for split, tasks in run.held_out.items():
     log.info("evaluating %d held-out tasks (%s, %s)", len(tasks), split, when)
-    summaries[split], rows = _evaluated(run, params, tasks, reward)
+    summaries[split], rows = _evaluated(run, params, tasks, reward, between)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (run.dir / "eval" / f"{when}_{split}.jsonl").write_text(text, encoding="utf-8")
-  path = run.dir / f"eval_{when}.json"
-  path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    if hosts.is_first():
+      write_text(run.dir / "eval" / f"{when}_{split}.jsonl", text)
+  if hosts.is_first():
+    write_text(run.dir / f"eval_{when}.json", json.dumps(summaries, indent=2) + "\n")
 
 
 def held_out_rewards(run: Run, params: Params, reward: Reward) -> dict[str, float]:
@@ -98,13 +181,17 @@ def held_out_rewards(run: Run, params: Params, reward: Reward) -> dict[str, floa
 
 
 def _evaluated(
-  run: Run, params: Params, tasks: Sequence[ToolTask], reward: Reward
+  run: Run,
+  params: Params,
+  tasks: Sequence[ToolTask],
+  reward: Reward,
+  between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   # A score on held-out tasks stands for itself; normalising would compare unrelated prompts.
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   return evaluate(
     run.policy,
-    params,
+    run.assemble(params),
     run.tokenizer,
     tasks,
     reward=plain,
@@ -112,4 +199,5 @@ def _evaluated(
     max_completion_tokens=run.grpo.sampling.max_tokens,
     stop_ids=run.stop_ids,
     seed=run.config.seed,
+    between=between,
   )

@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+# On the device, or on the host on its way there and back.
+Array = jax.Array | np.ndarray
 
 
 class Prompts(NamedTuple):
@@ -22,9 +26,9 @@ class Prompts(NamedTuple):
       the sampling key is folded by it, so a candidate does not depend on its neighbours.
   """
 
-  tokens: jax.Array
-  mask: jax.Array
-  index: jax.Array
+  tokens: Array
+  mask: Array
+  index: Array  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 class Rollout(NamedTuple):
@@ -41,10 +45,10 @@ class Rollout(NamedTuple):
   """
 
   prompts: Prompts
-  tokens: jax.Array
-  mask: jax.Array
-  logp: jax.Array
-  sampled_logp: jax.Array
+  tokens: Array
+  mask: Array
+  logp: Array
+  sampled_logp: Array
 
 
 class GRPOBatch(NamedTuple):
@@ -57,8 +61,8 @@ class GRPOBatch(NamedTuple):
   """
 
   rollout: Rollout
-  advantages: jax.Array
-  ref_logp: jax.Array | None = None
+  advantages: Array
+  ref_logp: Array | None = None
 
 
 class TrainState(NamedTuple):

@@ -23,9 +23,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from grpo_jax.checkpoints import Checkpoints
-from grpo_jax.grpo import GRPOConfig, make_batch, step_key, update
+from grpo_jax.grpo import GRPOConfig, step_key
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.programs import learn_program, sample_program
+from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState
 
@@ -54,21 +55,13 @@ def step_on(mesh):
     rng.integers(0, 64, (8, 6)).astype(np.int32), mask, np.arange(8, dtype=np.int32)
   )
   prompts = jax.device_put(prompts, batch_sharding(mesh))
+  sample = sample_program(CONFIG, mesh, SAMPLING)
+  learn = learn_program(CONFIG, mesh, TX, CFG)
 
-  @jax.jit
-  def sample(params, prompts, key):
-    return sample_groups(CONFIG, params, prompts, key, SAMPLING)
-
-  @jax.jit
-  def learn(state, reference, rollout, rewards):
-    batch = make_batch(rollout, rewards, reference, policy=CONFIG, cfg=CFG)
-    state, metrics = update(state, batch, policy=CONFIG, tx=TX, cfg=CFG)
-    return jax.lax.with_sharding_constraint(state, state_shardings(CONFIG, mesh, state)), metrics
-
-  rollout = sample(state.params, prompts, step_key(state))
+  rollout = sample(state.params, None, prompts, step_key(state))
   tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return state, rollout, *learn(state, reference, rollout, rewards.astype(np.float32))
+  return state, rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
 
 
 def share_on_a_device(array) -> float:

@@ -14,11 +14,12 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub"},
+  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",
     "sharding",
+    "optimizers",
     "checkpoints",
     "scores",
     "tables",
@@ -26,11 +27,13 @@ FLOORS = (
     "tracking",
     "rollout_log",
     "grid",
+    "rollout_scores",
+    "stop_signals",
   },
   {"grpo", "sft", "evaluate", "report", "profiling"},
-  {"run_config", "benchmarking"},
-  {"run"},
-  {"training", "sweep"},
+  {"run_config", "programs"},
+  {"run", "planner", "benchmarking"},
+  {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"rewards", "schema", "data", "text", "hub", "scores", "tables", "plots", "report"}

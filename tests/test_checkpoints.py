@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.types import TrainState
@@ -31,10 +32,10 @@ def assert_same(found: TrainState, wanted: TrainState):
 def test_a_state_comes_back_as_it_was(tmp_path):
   state = state_at(7)
   with Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.latest() is None
+    assert checkpoints.newest_good() is None
     checkpoints.save(state, {"num_tokens": 123, "note": "ä"})
   with Checkpoints(tmp_path) as again:  # leaving the first waited for the write
-    assert again.latest() == 7
+    assert again.newest_good() == 7
     found, meta = again.restore(7, state_at(0, seed=1))
   assert meta == {"num_tokens": 123, "note": "ä"}
   assert_same(found, state)
@@ -64,7 +65,7 @@ def test_the_newest_are_kept(tmp_path):
       checkpoints.save(state_at(step, seed=step), {})
     checkpoints.save(state_at(6, seed=99), {})  # this step is there already
     checkpoints.wait()
-    assert checkpoints.latest() == 6
+    assert checkpoints.newest_good() == 6
     assert_same(checkpoints.restore(6, state_at(0))[0], state_at(6, seed=6))
     assert_same(checkpoints.restore(4, state_at(0))[0], state_at(4, seed=4))
   kept = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
@@ -79,8 +80,26 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
   (torn / "state").mkdir(parents=True)
   (torn / "state" / "array").write_bytes(b"half")
   with Checkpoints(tmp_path) as again:
-    assert again.latest() == 2
+    assert again.newest_good() == 2
     assert_same(again.restore(2, state_at(0))[0], state_at(2))
     again.save(state_at(4), {})
     again.wait()
-    assert again.latest() == 4
+    assert again.newest_good() == 4
+
+
+def test_a_checkpoint_of_other_shapes_is_an_error_not_a_guess(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state_at(2), {})
+    checkpoints.wait()
+    like = state_at(0)
+    for params in ({"embed": {"embedding": jnp.zeros((5, 4))}}, {"other": jnp.zeros((5, 3))}):
+      with pytest.raises(ValueError):
+        checkpoints.restore(2, like._replace(params=params))
+
+
+def test_the_best_by_evaluation_is_kept_beside_the_newest(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step, eval_reward in ((1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, None)):
+      checkpoints.save(state_at(step), {}, eval_reward)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5]

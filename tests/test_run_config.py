@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.rewards import RewardConfig
-from grpo_jax.run_config import FREE, RunConfig, changed_settings, run_record
+from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
+from grpo_jax.run_config import FREE, RunConfig, changed_settings, config_of, run_record
 from grpo_jax.sampling import SamplingConfig
 
 
@@ -81,7 +81,7 @@ def test_a_folder_belongs_to_a_run_with_the_same_numbers():
 
   moved = dataclasses.replace(
     config, run_dir="runs/y", steps=7, checkpoint_every=3, keep_checkpoints=9, resume="never",
-    track=("mlflow",), mesh="fsdp:-1",
+    track=("mlflow",), mesh="fsdp:-1", allow_changes=True, max_bad_steps=9, profile=2,
   )  # fmt: skip
   assert set(FREE) == {f for f in FREE if getattr(moved, f) != getattr(config, f)}
   assert changed_settings(old, run_record(moved, {"train": "abc"})) == []
@@ -94,5 +94,30 @@ def test_a_folder_belongs_to_a_run_with_the_same_numbers():
     other = run_record(dataclasses.replace(config, **changes), {"train": "abc"})
     (found,) = changed_settings(old, other)
     assert found.startswith(f"{next(iter(changes))} (") and " then, " in found
+  # A rate that falls to the end depends on where the end is.
+  falling = dataclasses.replace(config, decay="linear")
+  old = json.loads(json.dumps(run_record(falling, {"train": "abc"})))
+  longer = run_record(dataclasses.replace(falling, steps=7), {"train": "abc"})
+  assert changed_settings(old, longer) == ["steps (100 then, 7 now)"]
+  old = json.loads(json.dumps(run_record(config, {"train": "abc"})))
   (found,) = changed_settings(old, run_record(config, {"train": "xyz"}))
   assert found == 'data_sha256 ({"train": "abc"} then, {"train": "xyz"} now)'
+
+
+def test_settings_come_back_from_their_record():
+  judge = JudgeConfig(model="m", base_url="http://localhost:1/v1")
+  config = RunConfig(
+    run_dir="runs/x", seed=3, track=("mlflow",), eval_data=(("a.b", "x.jsonl"),),
+    grpo=GRPOConfig(SamplingConfig(group_size=4, stop_ids=(1, 2)), kl_weight=0.1),
+    reward_config=RewardConfig(
+      parse="auto", judge=judge, weights=RewardWeights(partial_execute=0.1)
+    ),
+  )  # fmt: skip
+  assert config_of(json.loads(json.dumps(run_record(config, {})))) == config
+  with pytest.raises(ValueError, match=r"config.json is not one of this version: 'grpo'"):
+    config_of({"run_dir": "x"})
+
+
+def test_a_split_whose_name_is_a_path_is_refused():
+  with pytest.raises(ValueError, match=r"'../x' is no name of a split"):
+    RunConfig(run_dir="x", eval_data=(("../x", "y.jsonl"),))

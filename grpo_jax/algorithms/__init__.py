@@ -5,9 +5,18 @@ from grpo_jax.algorithms.advantages import (
   group_advantages,
   share_without_spread,
 )
-from grpo_jax.algorithms.losses import Aggregation, LossSums, grpo_loss, k3_divergence, loss_count
+from grpo_jax.algorithms.losses import (
+  REDUCTIONS,
+  Aggregation,
+  LossSums,
+  grpo_loss,
+  k3_divergence,
+  loss_count,
+  loss_metrics,
+)
 
 __all__ = [
+  "REDUCTIONS",
   "AdvantageScale",
   "Aggregation",
   "LossSums",
@@ -15,5 +24,6 @@ __all__ = [
   "grpo_loss",
   "k3_divergence",
   "loss_count",
+  "loss_metrics",
   "share_without_spread",
 ]

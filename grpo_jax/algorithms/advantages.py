@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from grpo_jax.types import Array
+
 AdvantageScale = Literal["std", "none"]
 
 # Rewards that are equal on paper can differ by float noise: a spread below this is none at all.
@@ -15,7 +17,7 @@ NO_SPREAD = 1e-6
 
 
 def group_advantages(
-  rewards: jax.Array, *, scale: AdvantageScale = "std", epsilon: float = 1e-4
+  rewards: Array, *, scale: AdvantageScale = "std", epsilon: float = 1e-4
 ) -> jax.Array:
   """Compares each candidate with the mean of its own group.
 
@@ -46,6 +48,6 @@ def group_advantages(
   return jnp.where(spread < NO_SPREAD, 0.0, advantages)
 
 
-def share_without_spread(rewards: jax.Array) -> jax.Array:
+def share_without_spread(rewards: Array) -> jax.Array:
   """The share of groups [P, G] whose rewards are all equal: they teach nothing (float32 scalar)."""
   return jnp.mean((rewards.std(axis=1) < NO_SPREAD).astype(jnp.float32))

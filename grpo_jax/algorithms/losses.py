@@ -7,11 +7,14 @@ on how a batch was cut into micro-batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from grpo_jax.types import Array
 
 Aggregation = Literal["sequence", "token"]
 
@@ -28,7 +31,7 @@ class LossSums(NamedTuple):
   """
 
   total: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
   sums: dict[str, jax.Array]
   lows: dict[str, jax.Array]
   highs: dict[str, jax.Array]
@@ -44,7 +47,7 @@ class LossSums(NamedTuple):
     )
 
 
-def k3_divergence(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+def k3_divergence(logp: Array, ref_logp: Array) -> jax.Array:
   """Per-token estimate of KL(pi || pi_ref), unbiased and never negative, in nats.
 
       D = pi_ref / pi - log(pi_ref / pi) - 1        DeepSeekMath (arXiv:2402.03300), eq. 4
@@ -60,12 +63,12 @@ def k3_divergence(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
 
 
 def grpo_loss(
-  logp: jax.Array,
-  old_logp: jax.Array,
-  advantages: jax.Array,
-  mask: jax.Array,
+  logp: Array,
+  old_logp: Array,
+  advantages: Array,
+  mask: Array,
   *,
-  ref_logp: jax.Array | None = None,
+  ref_logp: Array | None = None,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   kl_weight: float = 0.0,
@@ -140,11 +143,44 @@ def grpo_loss(
   return LossSums(total, count, frozen(sums), frozen(lows), frozen(highs))
 
 
-def loss_count(mask: jax.Array, aggregation: Aggregation) -> jax.Array:
+def loss_count(mask: Array, aggregation: Aggregation) -> jax.Array:
   """The loss's denominator: sequences, or tokens, of mask [P, G, T] bool; float32 scalar."""
   lengths = mask.sum(-1)
   return jnp.sum(lengths > 0 if aggregation == "sequence" else lengths).astype(jnp.float32)
 
 
-def _over(mask: jax.Array, x: jax.Array, axis: int | None = None) -> jax.Array:
+def _over(mask: Array, x: Array, axis: int | None = None) -> jax.Array:
   return jnp.sum(jnp.where(mask, x, 0.0), axis=axis)
+
+
+# How metrics of several optimizer steps become one; the mean, where nothing else is said.
+REDUCTIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+  "skipped_updates": jnp.sum,
+  "sampling/importance_sampling_ratio/min": jnp.min,
+  "sampling/importance_sampling_ratio/max": jnp.max,
+  "sampling/sampling_logp_difference/max": jnp.max,
+}
+
+
+def loss_metrics(sums: LossSums) -> dict[str, jax.Array]:
+  """The loss and the diagnostics under the names that the field knows them by (TRL's).
+
+  `sums.count` must be positive.
+  """
+  tokens = jnp.maximum(sums.sums["tokens"], 1.0)
+  low, high = sums.sums["clip_low"] / tokens, sums.sums["clip_high"] / tokens
+  metrics = {
+    "loss": sums.total / sums.count,
+    "entropy": sums.sums["entropy"] / tokens,
+    "clip_ratio/low_mean": low,
+    "clip_ratio/high_mean": high,
+    "clip_ratio/region_mean": low + high,
+    "sampling/importance_sampling_ratio/min": sums.lows["ratio"],
+    "sampling/importance_sampling_ratio/mean": sums.sums["ratio"] / tokens,
+    "sampling/importance_sampling_ratio/max": sums.highs["ratio"],
+    "sampling/sampling_logp_difference/mean": sums.sums["logp_difference"] / tokens,
+    "sampling/sampling_logp_difference/max": sums.highs["logp_difference"],
+  }
+  if "kl" in sums.sums:
+    metrics["kl"] = sums.sums["kl"] / tokens
+  return metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import resource
 import statistics
@@ -14,13 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from grpo_jax.benchmarking.shapes import Workload
-from grpo_jax.grpo import GRPOConfig, make_batch, step_key, update
+from grpo_jax.grpo import GRPOConfig, step_key
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.sampling import SamplingConfig, sample_groups
-from grpo_jax.types import Prompts, Rollout, TrainState
+from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.programs import learn_program, resolve, sample_program
+from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sharding import make_mesh
+from grpo_jax.types import Prompts, TrainState
 
 LEARNING_RATE = 1e-6
 FIRST_TOKEN = 3  # those below are special in the shapes' vocabularies
@@ -75,27 +76,27 @@ class TimedStep:
     self, policy: DecoderConfig, load: Workload, micro_batch_prompts: int = 1, seed: int = 0
   ) -> None:
     self.policy, self.load, self.seed, self.step = policy, load, seed, 0
-    # No stop tokens: every candidate runs to its full length.
-    sampling = SamplingConfig(load.group_size, load.completion_tokens)
-    cfg = GRPOConfig(sampling, micro_batch_prompts=micro_batch_prompts, skip_idle=True)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE, b2=0.99))
-
-    def learn(state: TrainState, rollout: Rollout, rewards: jax.Array):
-      batch = make_batch(rollout, rewards, None, policy=policy, cfg=cfg)
-      return update(state, batch, policy=policy, tx=tx, cfg=cfg)
+    mesh = make_mesh("data:1,fsdp:1,tensor:1")
+    cfg = GRPOConfig(
+      SamplingConfig(load.group_size, load.completion_tokens),
+      micro_batch_prompts=micro_batch_prompts,
+    )
+    cfg = resolve(cfg, policy, mesh, ())  # no stop tokens: every candidate runs to its full length
+    tx = make_optimizer("adamw", make_schedule(LEARNING_RATE, 0), weight_decay=0.0, clip_norm=1.0)
 
     def start(key: jax.Array) -> TrainState:
       params = init_params(policy, key)
       return TrainState(params, tx.init(params), jnp.int32(0), key)
 
     self.state = jax.block_until_ready(jax.jit(start)(jax.random.key(seed)))
-    sample = functools.partial(sample_groups, policy, cfg=sampling)
-    shapes = (self.state.params, self.prompts(), self.state.key)
+    sample = sample_program(policy, mesh, cfg.sampling)
+    shapes = (self.state.params, None, self.prompts(), self.state.key)
     rollout = jax.eval_shape(sample, *shapes)
     rewards = jax.ShapeDtypeStruct((load.prompts, load.group_size), jnp.float32)
+    learn = learn_program(policy, mesh, tx, cfg)
     began = time.perf_counter()
-    self._sample = jax.jit(sample).lower(*shapes).compile()
-    self._learn = jax.jit(learn, donate_argnums=0).lower(self.state, rollout, rewards).compile()
+    self._sample = sample.lower(*shapes).compile()
+    self._learn = learn.lower(self.state, None, None, rollout, rewards).compile()
     self.compile_seconds = time.perf_counter() - began
 
   def prompts(self) -> Prompts:
@@ -108,14 +109,14 @@ class TimedStep:
     """Takes one step and times it."""
     prompts = jax.block_until_ready(jax.device_put(self.prompts()))
     before, began = _cpu_seconds(), time.perf_counter()
-    rollout = self._sample(self.state.params, prompts, step_key(self.state))
+    rollout = self._sample(self.state.params, None, prompts, step_key(self.state))
     jax.block_until_ready(rollout)
     sampled = time.perf_counter()
     tokens = np.asarray(rollout.tokens)
     # Any function of the tokens that differs within a group: no group is left out of the update.
     rewards = ((tokens % 7 == 0).mean(-1) + 1e-6 * tokens[..., 0]).astype(np.float32)
     scored = time.perf_counter()
-    self.state, metrics = self._learn(self.state, rollout, rewards)
+    self.state, metrics = self._learn(self.state, None, None, rollout, rewards)
     jax.block_until_ready((self.state, metrics))
     ended = time.perf_counter()
     self.step += 1

@@ -4,22 +4,38 @@ from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Params, decode_step, forward, init_params, logits_of, prefill
 from grpo_jax.models.kv_cache import PromptCache, empty_completion_cache
 from grpo_jax.models.logprobs import TokenLogprobs, completion_logprobs, token_logprobs
+from grpo_jax.models.lora import (
+  LoraConfig,
+  attach,
+  init_adapters,
+  load_adapters,
+  merge,
+  save_adapters,
+)
+from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
 
 __all__ = [
   "DecoderConfig",
+  "LoraConfig",
   "Params",
   "PromptCache",
   "TokenLogprobs",
+  "attach",
   "completion_logprobs",
+  "config_named",
   "decode_step",
   "empty_completion_cache",
   "forward",
+  "init_adapters",
   "init_params",
+  "load_adapters",
   "load_config",
   "load_pretrained",
   "logits_of",
+  "merge",
   "prefill",
+  "save_adapters",
   "save_pretrained",
   "token_logprobs",
 ]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.types import Array
 
 # Finite, so that a row without any visible key (padding) gives finite garbage and no NaN gradient.
 MASKED = -1e30
@@ -33,7 +34,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
+def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   """Causal self-attention of the prompts.
 
   Args:
@@ -48,7 +49,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
 
 
 def attend_completion(
-  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: jax.Array, own_mask: jax.Array
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
 ) -> jax.Array:
   """Attention of completion tokens to the shared prompt and to their own past: one softmax.
 
@@ -79,7 +80,7 @@ def _over_prompts(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   return function(*jax.tree.map(lambda x: x[0], args))[None]
 
 
-def _attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
+def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   length, heads, width = q.shape
   kv_heads = kv.k.shape[0]
   q = (q * width**-0.5).reshape(length, kv_heads, heads // kv_heads, width)
@@ -95,7 +96,7 @@ def _attend_prompt(q: jax.Array, kv: LayerKV, mask: jax.Array) -> jax.Array:
 
 
 def _attend_completion(
-  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: jax.Array, own_mask: jax.Array
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
 ) -> jax.Array:
   group, length, heads, width = q.shape
   kv_heads = prompt.k.shape[0]

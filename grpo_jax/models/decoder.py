@@ -29,7 +29,10 @@ from jax import lax
 from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
+from grpo_jax.models.layers import Dense, RMSNorm, stored
 from grpo_jax.models.rope import rope_frequencies
+from grpo_jax.placement import split_prompts
+from grpo_jax.types import Array
 
 Params = dict[str, Any]
 
@@ -49,41 +52,8 @@ class Row:
   prompt: int = struct.field(pytree_node=False)
   group: int = struct.field(pytree_node=False)
   positions: jax.Array
-  prompt_mask: jax.Array
+  prompt_mask: Array
   completion_mask: jax.Array | None = None
-
-
-class RMSNorm(nn.Module):
-  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467)."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes x [.., D] @ kernel [D, F] with the weight gradient as x^T g instead of (g^T x)^T.
-
-  XLA on CPU copies the left side of that product into transposed order, fused with whatever made
-  it. For a cotangent that is SwiGLU's whole backward arithmetic, five times slower so.
-  """
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _project_backward(saved, g):
-  x, kernel = saved
-  leading = tuple(range(x.ndim - 1))
-  dx = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-  return dx, lax.dot_general(x, g, ((leading, leading), ((), ())))
-
-
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
 
 
 class Layer(nn.Module):
@@ -93,12 +63,7 @@ class Layer(nn.Module):
 
   def setup(self):
     c = self.config
-    dense = lambda features, bias: nn.Dense(
-      features,
-      use_bias=bias,
-      dtype=jnp.dtype(c.dtype),
-      dot_general=lambda x, kernel, *_, **__: project(x, kernel),
-    )
+    dense = lambda features, bias: Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype))
     self.attn_norm = RMSNorm(c.rms_norm_eps)
     self.q = dense(c.num_heads * c.head_dim, c.attention_bias)
     self.k = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
@@ -113,11 +78,15 @@ class Layer(nn.Module):
     self.down = dense(c.hidden_size, False)
 
   def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
-    """Maps x [P * L, D] to the next x and the layer's prompt and completion keys and values."""
+    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
+    shape = x.shape
+    # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
+    x = x.reshape(-1, shape[-1])
     attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
-    return x + self.down(nn.silu(self.gate(h)) * self.up(h)), prompt, own
+    x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
+    return x.reshape(shape), prompt, own
 
   def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
     c = self.config
@@ -129,18 +98,17 @@ class Layer(nn.Module):
     q, k = rotate(q, *rope), rotate(k, *rope)
 
     # Splitting at once, where slicing twice would cost a padded sum in the backward pass.
-    (near_q, far_q), (near_k, far_k), (near_v, far_v) = (
-      jnp.split(y, [row.prompt], axis=1) for y in (q, k, v)
-    )
+    (q, own_q), (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (q, k, v))
     parts = []
     if row.prompt:
-      prompt = LayerKV(near_k.swapaxes(1, 2), near_v.swapaxes(1, 2))
-      parts.append(attend_prompt(near_q, prompt, row.prompt_mask))
+      prompt = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+      parts.append(attend_prompt(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
-      fresh = LayerKV(grouped(far_k).swapaxes(2, 3), grouped(far_v).swapaxes(2, 3))
+      fresh = LayerKV(grouped(own_k).swapaxes(2, 3), grouped(own_v).swapaxes(2, 3))
       own = fresh if own is None else _write(own, fresh, step)
-      out = attend_completion(grouped(far_q), prompt, own, row.prompt_mask, row.completion_mask)
+      assert prompt is not None and row.completion_mask is not None  # a group continues something
+      out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
       parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
     out = jnp.concatenate(parts, axis=1)
     return out.reshape(-1, out.shape[-1]), prompt, own
@@ -176,17 +144,17 @@ class Decoder(nn.Module):
     c = self.config
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
-    rope = (_stored(jnp.cos(angles) * factor), _stored(jnp.sin(angles) * factor))
-    # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
-    x = self.embed(tokens.reshape(-1))
+    rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
+    x = split_prompts(self.embed(tokens))
     prompts, owns = [], []
     for i, layer in enumerate(self.layers):
       given = None if prompt_cache is None else prompt_cache[i]
       own = None if completion_cache is None else completion_cache[i]
       x, prompt, own = layer(x, rope, row, given, own, step)
+      x = split_prompts(x)
       prompts.append(prompt)
       owns.append(own)
-    return self.final_norm(x).reshape(*tokens.shape, -1), tuple(prompts), tuple(owns)
+    return self.final_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape), tuple(prompts), tuple(owns)
 
   def __call__(self, tokens):
     """Touches every parameter, for initialisation."""
@@ -194,15 +162,6 @@ class Decoder(nn.Module):
     row = Row(tokens.shape[1], 0, positions_of(mask), mask)
     hidden, _, _ = self.trunk(tokens, row)
     return hidden if self.config.tie_embeddings else self.head(hidden)
-
-
-def _stored(x: jax.Array) -> jax.Array:
-  """Returns x [.., H/2] through a product with the identity, which is exact.
-
-  XLA on CPU fuses cosine and sine into every rotation and computes them again for each head of
-  each layer, in both passes; through a product it never fuses. (Barriers are gone by then.)
-  """
-  return jnp.matmul(x, jnp.eye(x.shape[-1], dtype=x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
@@ -223,7 +182,7 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
   return jax.tree.unflatten(tree, [draw(i, p, leaf) for i, (p, leaf) in enumerate(leaves)])
 
 
-def positions_of(mask: jax.Array) -> jax.Array:
+def positions_of(mask: Array) -> jax.Array:
   """RoPE positions [.., L] int32 of a mask [.., L]: the n-th real token is at n, on either side."""
   return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
 
@@ -239,7 +198,7 @@ def logits_of(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.A
   return jnp.matmul(hidden, head_kernel(config, params), preferred_element_type=jnp.float32)
 
 
-def forward(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+def forward(config: DecoderConfig, params: Params, tokens: Array, mask: Array):
   """Computes logits of whole sequences, without a cache.
 
   Args:
@@ -257,7 +216,7 @@ def forward(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.
   return logits_of(config, params, hidden)
 
 
-def prefill(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array):
+def prefill(config: DecoderConfig, params: Params, tokens: Array, mask: Array):
   """Encodes prompts once.
 
   Args:
@@ -307,9 +266,9 @@ def decode_step(
 def completion_hidden(
   config: DecoderConfig,
   params: Params,
-  prompt_tokens: jax.Array,
-  prompt_mask: jax.Array,
-  completion_tokens: jax.Array,
+  prompt_tokens: Array,
+  prompt_mask: Array,
+  completion_tokens: Array,
   *,
   remat: bool = False,
 ) -> jax.Array:
@@ -351,7 +310,7 @@ def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, *, rem
   return module.apply({"params": params}, tokens, row, prompt, own, step, method="trunk")
 
 
-def _last_real(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+def _last_real(hidden: Array, mask: Array) -> jax.Array:
   """The hidden state [P, D] at each row's last real token."""
   last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

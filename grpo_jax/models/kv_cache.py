@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.models.config import DecoderConfig
+from grpo_jax.types import Array
 
 
 class LayerKV(NamedTuple):
@@ -36,7 +37,7 @@ class PromptCache(NamedTuple):
   """
 
   layers: tuple[LayerKV, ...]
-  mask: jax.Array
+  mask: Array
   length: jax.Array
 
 

@@ -15,6 +15,8 @@ from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Params, completion_hidden, head_kernel
+from grpo_jax.placement import prompt_parts
+from grpo_jax.types import Array
 
 CHUNK_BYTES = 2**27
 
@@ -34,9 +36,9 @@ class TokenLogprobs(NamedTuple):
 def completion_logprobs(
   config: DecoderConfig,
   params: Params,
-  prompt_tokens: jax.Array,
-  prompt_mask: jax.Array,
-  completion_tokens: jax.Array,
+  prompt_tokens: Array,
+  prompt_mask: Array,
+  completion_tokens: Array,
   *,
   temperature: float = 1.0,
   remat: bool = False,
@@ -52,7 +54,8 @@ def completion_logprobs(
     completion_tokens: [P, G, T] int, padded on the right; entries of padding are meaningless.
     temperature: logits are divided by it; the policy that is scored is the one so sampled.
     remat: recompute each layer in the backward pass instead of keeping its activations.
-    chunk: positions of [G * T] whose logits are alive at once; None bounds them by 128 MiB.
+    chunk: positions of [G * T] whose logits are alive at once; None bounds them by 128 MiB a
+      device.
 
   Returns:
     `TokenLogprobs` of [P, G, T].
@@ -74,7 +77,7 @@ def completion_logprobs(
 def token_logprobs(
   hidden: jax.Array,
   kernel: jax.Array,
-  targets: jax.Array,
+  targets: Array,
   *,
   temperature: float = 1.0,
   chunk: int | None = None,
@@ -86,14 +89,15 @@ def token_logprobs(
     kernel: [D, V], compute dtype.
     targets: [B, M] int.
     temperature: positive.
-    chunk: positions of M at a time; None takes as many as 128 MiB of float32 logits hold.
+    chunk: positions of M at a time; None takes as many as 128 MiB of float32 logits a device hold.
 
   Returns:
     `TokenLogprobs` of [B, M].
   """
   rows, length, width = hidden.shape
   if chunk is None:
-    chunk = max(1, CHUNK_BYTES // (4 * rows * kernel.shape[1]))
+    own_rows = -(-rows // prompt_parts())  # of one device
+    chunk = max(1, CHUNK_BYTES // (4 * own_rows * kernel.shape[1]))
   pieces = -(-length // min(chunk, length))
   chunk = -(-length // pieces)  # even pieces: at most one position of padding each
   pad = ((0, 0), (0, pieces * chunk - length))

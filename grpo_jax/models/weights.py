@@ -154,7 +154,7 @@ def save_pretrained(
   for name, shard in zip(names, shards, strict=True):
     specs = {tensor: stored[tensor] for tensor in shard}
     tensors = (
-      (tensor, _stored(leaves[entries[tensor].path], entries[tensor], specs[tensor][1]))
+      (tensor, host_array(leaves[entries[tensor].path], entries[tensor], specs[tensor][1]))
       for tensor in shard
     )
     if writer:
@@ -212,7 +212,7 @@ def _place(
   return jax.make_array_from_callback(entry.shape, sharding, read_once)
 
 
-def _stored(leaf: Any, entry: Entry, dtype: np.dtype) -> np.ndarray:
+def host_array(leaf: Any, entry: Entry, dtype: np.dtype) -> np.ndarray:
   """A parameter on the host, in the checkpoint's orientation and dtype."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     from jax.experimental import multihost_utils

@@ -5,7 +5,7 @@ from grpo_jax.rewards.breakdown import ERRORS, RewardBreakdown, RewardWeights
 from grpo_jax.rewards.combine import CombinedReward
 from grpo_jax.rewards.custom import CustomReward
 from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
-from grpo_jax.rewards.load import RewardConfig, load_reward
+from grpo_jax.rewards.load import RewardConfig, load_reward, reward_files
 from grpo_jax.rewards.parsed import PARSE_ERRORS, ParseResult
 from grpo_jax.rewards.parser import PARSE_MODES, parse
 from grpo_jax.rewards.tiers import TIERS, binary, graded, score, tiered, toolrl
@@ -29,6 +29,7 @@ __all__ = [
   "graded",
   "load_reward",
   "parse",
+  "reward_files",
   "score",
   "tiered",
   "toolrl",

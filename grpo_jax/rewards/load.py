@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from grpo_jax.rewards.batch import BuiltInReward, Reward
 from grpo_jax.rewards.breakdown import RewardWeights
@@ -89,6 +90,13 @@ def load_reward(spec: str, config: RewardConfig = DEFAULT_CONFIG) -> Reward:
     for reward in rewards:
       reward.close()
     raise
+
+
+def reward_files(spec: str) -> list[Path]:
+  """The Python files that a reward flag names: what they say decides a run's future."""
+  matches = [_WEIGHTED.fullmatch(entry) for entry in spec.split(",")]
+  found = [_FILE.fullmatch(match["spec"]) for match in matches if match]
+  return [Path(match["path"]) for match in found if match]
 
 
 def _load_one(spec: str, config: RewardConfig) -> Reward:

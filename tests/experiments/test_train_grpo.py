@@ -18,6 +18,11 @@ CONTRADICTIONS = {
   "--mesh=model:2": "AXIS one of data, fsdp, tensor",
   "--top_p=0": "top_p must lie in (0, 1]",
   "--kl_weight=-1": "kl_weight must not be negative",
+  "--lora_alpha=8": "--lora_alpha=8.0 needs a --lora_rank above 0",
+  "--lora_targets=q,v": "--lora_targets=q,v needs a --lora_rank above 0",
+  "--lora_rank=4 --lora_targets=q,head": "lora_targets=q,head; expected some of q,k,v,o,gate,up",
+  "--lora_rank=4 --lora_alpha=0": "lora_alpha=0; expected both to be positive",
+  "--lora_rank=-1": "--lora_rank=-1 must not be negative",
   "--eval_data=held_out.jsonl": "--eval_data=held_out.jsonl must be NAME=FILE",
 }
 # Starting Python and JAX takes seconds: one process tries all the flags in turn.
@@ -52,7 +57,8 @@ GIVEN = (
   "--clip_low=0.1 --clip_high=0.3 --seed=9 --mesh=data:1 --dtype=bfloat16 --checkpoint_every=6 "
   "--eval_every=5 --resume=never --track=tensorboard,mlflow --advantage=none --aggregation=token "
   "--warmup_steps=1 --weight_decay=0.1 --clip_norm=2 --keep_checkpoints=3 --eval_limit=8 "
-  "--data_seed=4 --parse=auto --remat"
+  "--data_seed=4 --parse=auto --remat --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
+  "--optimizer=adafactor"
 )
 PRESET = "--run_dir=runs/b --preset=tiny --group_size=4"
 

@@ -1,0 +1,217 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on the decoder's linear layers.
+
+An adapted layer computes `x W + b + (alpha / r) (x A) B` with W and b frozen. Adapters are a tree
+of their own, `{layer: {target: {"lora_a": [in, r], "lora_b": [r, out]}}}`: it is all that is
+trained, and all that an optimizer or a checkpoint sees. `attach` lays it over the frozen base,
+which is shared, not copied; the decoder adds the low-rank term wherever it finds one. The base
+alone is the policy before training, which is what the KL term's reference is.
+
+On disk they have PEFT's format, which `peft` and vLLM load (https://huggingface.co/docs/peft).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.models.checkpoint import read_json
+from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.names import Entry, name_table
+from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
+from grpo_jax.models.weights import Params, host_array
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# What would make a PEFT adapter more than W + (alpha / r) A B.
+_EXTRAS = (
+  *("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias"),
+  *("trainable_token_indices", "layer_replication", "target_parameters", "loftq_config"),
+)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+  """What is adapted, and how strongly.
+
+  Attributes:
+    rank: r, the inner width of every adapter; positive.
+    alpha: the adapters' product is scaled by alpha / r; positive.
+    targets: the linear layers that have one, of `TARGETS`.
+  """
+
+  rank: int
+  alpha: float = 32.0
+  targets: tuple[str, ...] = TARGETS
+
+  def __post_init__(self) -> None:
+    if self.rank < 1 or self.alpha <= 0:
+      raise ValueError(
+        f"lora_rank={self.rank} and lora_alpha={self.alpha:g}; expected both to be positive"
+      )
+    if not self.targets or set(self.targets) - set(TARGETS):
+      raise ValueError(
+        f"lora_targets={','.join(self.targets)}; expected some of {','.join(TARGETS)}"
+      )
+
+
+def init_adapters(config: DecoderConfig, lora: LoraConfig, key: jax.Array) -> Params:
+  """Draws A and sets B to zero, so that the adapted policy starts as the base.
+
+  A is uniform in +-1/sqrt(in), as `loralib` and PEFT draw it; the paper says Gaussian, without a
+  width.
+
+  Args:
+    config: of the decoder.
+    lora: rank and targets.
+    key: typed.
+
+  Returns:
+    The adapter tree, float32.
+  """
+  adapters: Params = {}
+  for i, (a, b) in enumerate(_entries(config, lora)):
+    bound = a.shape[0] ** -0.5
+    layer, target, _ = a.path
+    adapters.setdefault(layer, {})[target] = {
+      "lora_a": jax.random.uniform(
+        jax.random.fold_in(key, i), a.shape, minval=-bound, maxval=bound
+      ),
+      "lora_b": jnp.zeros(b.shape, jnp.float32),
+    }
+  return adapters
+
+
+def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
+  """Lays adapters over a frozen base: parameters that the decoder takes like any others.
+
+  No leaf of the base is copied. B is scaled by alpha / r here, so the decoder needs no number.
+  """
+  scale = lora.alpha / lora.rank
+  whole = dict(base)
+  for layer, targets in adapters.items():
+    whole[layer] = dict(base[layer])
+    for target, pair in targets.items():
+      scaled = {"lora_a": pair["lora_a"], "lora_b": scale * pair["lora_b"]}
+      whole[layer][target] = base[layer][target] | scaled
+  return whole
+
+
+def merge(params: Params) -> Params:
+  """Folds attached adapters into their kernels, W + A B in float32; other leaves stay as they are.
+
+  For export. Training and sampling keep the two apart: in bfloat16 a change below half a unit in
+  the last place of W would be rounded away, and the sampler would draw from the base.
+  """
+  if "lora_a" not in params:
+    return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
+  a, b = (params[name].astype(jnp.float32) for name in ("lora_a", "lora_b"))
+  change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  rest = {name: x for name, x in params.items() if not name.startswith("lora_")}
+  return rest | {"kernel": params["kernel"].astype(jnp.float32) + change}
+
+
+def save_adapters(
+  config: DecoderConfig, adapters: Params, lora: LoraConfig, out_dir: str | Path, base_model: str
+) -> None:
+  """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does.
+
+  On several hosts every process must call it; the first one writes.
+
+  Args:
+    config: of the decoder.
+    adapters: the tree of `init_adapters`, in any sharding.
+    lora: rank, alpha and targets.
+    out_dir: the folder, made if missing.
+    base_model: folder or hub id of the base, as `--model` takes it.
+  """
+  entries = {entry.name: entry for pair in _entries(config, lora) for entry in pair}
+  leaf = lambda entry: adapters[entry.path[0]][entry.path[1]][entry.path[2]]
+  specs = {name: (e.stored_shape, np.dtype(leaf(e).dtype)) for name, e in entries.items()}
+  tensors = {name: host_array(leaf(e), e, specs[name][1]) for name, e in entries.items()}
+  if jax.process_index():
+    return
+  folder = Path(out_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_tensors(folder / WEIGHTS_FILE, specs, tensors.items())
+  name, _, revision = base_model.partition("@")
+  modules = {a.path[1]: a.name.split(".")[-3] for a, _ in _entries(config, lora)}
+  described = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": name,
+    "revision": revision or None,
+    "r": lora.rank,
+    "lora_alpha": lora.alpha,
+    "lora_dropout": 0.0,
+    "target_modules": [modules[target] for target in lora.targets],
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
+  (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapters(folder: str | Path, config: DecoderConfig) -> tuple[Params, LoraConfig]:
+  """Reads adapters in PEFT's format, of our runs or of others.
+
+  Args:
+    folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+    config: of the base that they belong to.
+
+  Returns:
+    The adapter tree, float32, and its rank, alpha and targets: what `attach` takes.
+
+  Raises:
+    FileNotFoundError: one of the two files is missing.
+    ValueError: a variant of LoRA that the decoder does not have, or tensors that do not fit it.
+  """
+  folder = Path(folder).expanduser()
+  for name in (CONFIG_FILE, WEIGHTS_FILE):
+    if not (folder / name).is_file():
+      raise FileNotFoundError(f"{folder} has no {name}: it holds no adapter in PEFT's format")
+  said = read_json(folder / CONFIG_FILE)
+  odd = [name for name in said if (name in _EXTRAS or name.startswith("use_")) and said[name]]
+  if said.get("peft_type") != "LORA" or said.get("bias", "none") != "none" or odd:
+    what = ", ".join(odd) or f"{said.get('peft_type')} with bias={said.get('bias')}"
+    raise ValueError(f"{folder}: {what} is not supported; expected plain LoRA without biases")
+  file = TensorFile(folder / WEIGHTS_FILE)
+  # Not every layer needs to have an adapter: the tensors say which do.
+  every = _entries(config, LoraConfig(said["r"]))
+  pairs = [pair for pair in every if any(entry.name in file.shapes for entry in pair)]
+  wanted = {entry.name: entry for pair in pairs for entry in pair}
+  faults = [f"unexpected {name}" for name in sorted(file.shapes.keys() - wanted.keys())]
+  for name, entry in wanted.items():
+    if file.shapes.get(name) != entry.stored_shape or file.dtypes[name] not in DTYPES:
+      faults.append(f"{name} has shape {file.shapes.get(name)}, expected {entry.stored_shape}")
+  if faults or not pairs:
+    raise ValueError(f"{folder} does not fit the base: {'; '.join(faults) or 'no tensors'}")
+  adapters: Params = {}
+  for name, entry in wanted.items():
+    layer, target, half = entry.path
+    value = file.rows(name, 0, entry.stored_shape[0]).T.astype(np.float32)
+    adapters.setdefault(layer, {}).setdefault(target, {})[half] = jax.device_put(value)
+  found = {a.path[1] for a, _ in pairs}
+  targets = tuple(target for target in TARGETS if target in found)
+  return adapters, LoraConfig(said["r"], said["lora_alpha"], targets)
+
+
+def _entries(config: DecoderConfig, lora: LoraConfig) -> list[tuple[Entry, Entry]]:
+  """A and B of every adapted layer: place in our tree, name and shape in PEFT's."""
+  pairs = []
+  for entry in name_table(config):
+    layer, *rest = entry.path
+    if rest[-1] == "kernel" and rest[0] in lora.targets:
+      module = f"base_model.model.{entry.name.removesuffix('.weight')}"
+      inner, outer = entry.shape
+      pairs.append(
+        (
+          Entry((layer, rest[0], "lora_a"), f"{module}.lora_A.weight", (inner, lora.rank), True),
+          Entry((layer, rest[0], "lora_b"), f"{module}.lora_B.weight", (lora.rank, outer), True),
+        )
+      )
+  return pairs

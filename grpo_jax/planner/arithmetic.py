@@ -1,0 +1,194 @@
+"""What a step must hold, move and compute on one device, worked out by hand from its shapes.
+
+For GPUs this is all there is; for TPUs it stands beside what the compiler says, so that each checks
+the other. Memory traffic counts weights, caches, optimizer, logits and attention scores, once for
+each time they must be read or written; other activations are left out, so it is a lower bound.
+
+Shape legend: P prompts, G group, S prompt tokens, T completion tokens, V vocabulary, D width, F mlp
+width, N layers, Q query heads, K key/value heads, H head width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from grpo_jax.models.logprobs import CHUNK_BYTES
+from grpo_jax.planner.job import Job, abstract_state, bytes_per_device
+
+
+class Resident(NamedTuple):
+  """What a device holds through the whole run, in bytes; exact, from shapes and places.
+
+  Attributes:
+    parameters: float32 master weights.
+    optimizer: AdamW's two moments.
+    reference: the frozen start, where a KL term needs it.
+  """
+
+  parameters: int
+  optimizer: int
+  reference: int
+
+  @property
+  def total(self) -> int:
+    return sum(self)
+
+
+class Caches(NamedTuple):
+  """Keys and values of a device's prompts and of their completions, in bytes; exact."""
+
+  prompts: int
+  completions: int
+
+
+class Phase(NamedTuple):
+  """What one phase makes a device do.
+
+  Attributes:
+    flops: operations of matrix products.
+    hbm_bytes: memory traffic, a lower bound.
+    sent_bytes: what it sends to other devices.
+  """
+
+  flops: float
+  hbm_bytes: float
+  sent_bytes: float
+
+
+def resident(job: Job) -> Resident:
+  """Bytes of weights, optimizer and reference on one device."""
+  state = abstract_state(job)
+  parameters = bytes_per_device(state.params)
+  return Resident(
+    parameters,
+    bytes_per_device(state.opt_state),
+    parameters if job.grpo.kl_weight else 0,
+  )
+
+
+def caches(job: Job) -> Caches:
+  """Bytes of the sampler's two caches on one device."""
+  c = job.policy
+  token = 2 * c.num_layers * _local_kv_heads(job) * c.head_dim * _width(job)
+  prompts = job.prompts_per_step // job.parts
+  own = max(job.completion_tokens - 1, 1)
+  return Caches(prompts * job.prompt_tokens * token, prompts * job.group * own * token)
+
+
+def temporaries(job: Job) -> tuple[float, float]:
+  """Estimates the peak of temporaries of the sampling and the update program, caches included."""
+  c, b, tensor = job.policy, _width(job), job.mesh.shape["tensor"]
+  local = job.prompts_per_step // job.parts
+  # Weights in the compute dtype, two layers of them gathered at a time, and the gathered head.
+  copies = resident(job).parameters * b / 4 if b < 4 else 0
+  gathered = (2 * _layer_weights(job) + c.vocab_size * c.hidden_size) * b / tensor
+  gathered *= job.mesh.shape["fsdp"] > 1
+  logits = local * job.group * c.vocab_size / tensor * 4
+  sample = copies + gathered + sum(caches(job)) + 3 * logits
+
+  rows = -(-job.micro_batch // job.parts)
+  row = job.prompt_tokens + job.group * max(job.completion_tokens - 1, 0)
+  inputs = row * c.hidden_size * b
+  inside = row * (4 * c.hidden_size + 2 * (c.num_heads + c.num_kv_heads) * c.head_dim / tensor
+                  + 4 * c.intermediate_size / tensor) * b  # fmt: skip
+  scores = 4 * _scores(job) / tensor
+  kept = c.num_layers * inputs if job.grpo.remat else c.num_layers * (inside + scores)
+  gradients = (1 + (job.micro_batch < job.minibatch)) * resident(job).parameters
+  chunk = 3 * min(CHUNK_BYTES, 4 * rows * job.group * job.completion_tokens * c.vocab_size)
+  update = copies + gathered + gradients + rows * (kept + 2 * inside + 3 * scores) + chunk
+  return float(sample), float(update)
+
+
+def prefill_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
+  """Encoding the prompts: reads every weight once and writes the prompts' cache."""
+  local = job.prompts_per_step // job.parts
+  scores = 2 * 4 * local * job.policy.num_heads * job.prompt_tokens**2 * job.policy.num_layers
+  moved = _read_once(job) + caches(job).prompts + scores / job.mesh.shape["tensor"]
+  return Phase(flops, moved, sent_bytes)
+
+
+def decode_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
+  """T - 1 steps, each of which reads all weights, the prompts' cache and the completions' own."""
+  steps = job.completion_tokens - 1
+  held = caches(job)
+  logits = 4 * job.prompts_per_step / job.parts * job.group * job.policy.vocab_size
+  logits /= job.mesh.shape["tensor"]
+  # The whole of a completion's cache is read at every step: its slots are masked, not skipped.
+  each = _read_once(job) + held.prompts + held.completions + 2 * logits
+  return Phase(flops, steps * each, sent_bytes)
+
+
+def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
+  """Forward and backward passes of every micro-batch, then AdamW."""
+  passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
+  sweeps = 3 if job.grpo.remat else 2
+  rows = -(-job.micro_batch // job.parts)
+  gradients = 3 * resident(job).parameters  # written, then read and written into the sum
+  scores = rows * 4 * (2 * sweeps) * _scores(job) * job.policy.num_layers
+  logits = 4 * rows * job.group * job.completion_tokens * job.policy.vocab_size * 2 * 3
+  tensor = job.mesh.shape["tensor"]
+  each = sweeps * _read_once(job) + gradients + (scores + logits) / tensor
+  # AdamW reads gradient, weight and moments, writes weight and moments; the norm reads once more.
+  steps = job.grpo.inner_updates * job.grpo.minibatches
+  return Phase(flops, passes * each + steps * 8 * resident(job).parameters, sent_bytes)
+
+
+def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
+  """Bytes a device sends in prefill, decoding and update when FSDP gathers each weight at each use.
+
+  The tensor axis adds two all-reduces of [P, L, D] a layer and pass.
+  """
+  c, b = job.policy, _width(job)
+  fsdp, tensor, data = (job.mesh.shape[axis] for axis in ("fsdp", "tensor", "data"))
+  gather = _weights(job) * b / tensor * (fsdp - 1) / fsdp
+  reduce = 2 * (tensor - 1) / tensor * 2 * c.num_layers * c.hidden_size * b
+  local = job.prompts_per_step / job.parts
+  prefill = gather + reduce * local * job.prompt_tokens
+  decode = (job.completion_tokens - 1) * (gather + reduce * local * job.group)
+  passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
+  sweeps = 3 if job.grpo.remat else 2
+  scatter = _weights(job) * 4 / tensor * (fsdp - 1) / fsdp
+  copies = 2 * _weights(job) * 4 / tensor / fsdp * (data - 1) / data
+  row = job.prompt_tokens + job.group * (job.completion_tokens - 1)
+  acts = sweeps * reduce * job.micro_batch / job.parts * row
+  return prefill, decode, passes * (sweeps * gather + scatter + copies + acts)
+
+
+def parameter_count(job: Job) -> int:
+  """Parameters of the model."""
+  return int(_weights(job))
+
+
+def _read_once(job: Job) -> float:
+  return _weights(job) * _width(job) / job.mesh.shape["tensor"]
+
+
+def _weights(job: Job) -> float:
+  c = job.policy
+  embeddings = (1 if c.tie_embeddings else 2) * c.vocab_size * c.hidden_size
+  return embeddings + c.hidden_size + c.num_layers * _layer_weights(job)
+
+
+def _layer_weights(job: Job) -> float:
+  c = job.policy
+  d, f, q, k = c.hidden_size, c.intermediate_size, c.num_heads, c.num_kv_heads
+  biases = (q + 2 * k) * c.head_dim * c.attention_bias + d * c.output_bias
+  norms = 2 * d + 2 * c.head_dim * c.qk_norm
+  return d * (2 * q + 2 * k) * c.head_dim + 3 * d * f + biases + norms
+
+
+def _scores(job: Job) -> float:
+  """Attention scores of one prompt and its group in one layer."""
+  own = job.completion_tokens - 1
+  s = job.prompt_tokens
+  return job.policy.num_heads * (s * s + job.group * own * (s + own))
+
+
+def _local_kv_heads(job: Job) -> int:
+  heads, tensor = job.policy.num_kv_heads, job.mesh.shape["tensor"]
+  return heads // tensor if heads % tensor == 0 else heads
+
+
+def _width(job: Job) -> int:
+  """Bytes of a number in the compute dtype."""
+  return 4 if job.policy.dtype == "float32" else 2

@@ -1,0 +1,165 @@
+"""Reads a compiled program's text: which collectives it runs, how often, and how many bytes.
+
+A loop's body stands in the text once, so what is inside is multiplied by the loop's trip count,
+which XLA writes beside the loop when it knows it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({_KINDS})(-start)?\(")
+_CALLEES = re.compile(r"(?:calls|to_apply|body|condition|(?:true|false)_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"([a-z]+\d+(?:e\dm\d\w*)?|pred)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+  """One collective instruction.
+
+  Attributes:
+    kind: `all-gather`, `all-reduce`, `reduce-scatter`, `all-to-all` or `collective-permute`.
+    runs: how often a run executes it.
+    sent_bytes: what a device sends in all these executions, by the ring algorithms: n devices that
+      share R bytes of result send R (n - 1) / n for a gather or an all-to-all, twice that for an
+      all-reduce, R (n - 1) for a reduce-scatter, R for a permutation.
+    result: the shape, as XLA prints it.
+    group: n.
+    where: the operation it belongs to, from the metadata.
+  """
+
+  kind: str
+  runs: int
+  sent_bytes: float
+  result: str
+  group: int
+  where: str
+
+
+class _Computation(NamedTuple):
+  collectives: list[Collective]
+  calls: list[tuple[str, int]]
+
+
+def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Collective]:
+  """Lists a program's collectives with how often they run.
+
+  Args:
+    text: `compiled.as_text()`.
+    devices: in the mesh; the group where an instruction names none.
+    unknown_trips: iterations of loops whose number XLA does not know (a decoding loop that may end
+      early: the most it can make).
+
+  Returns:
+    One entry an instruction, in no order that matters.
+  """
+  computations, entry = _computations(text, devices, unknown_trips)
+  found: list[Collective] = []
+
+  def visit(name: str, times: int) -> None:
+    body = computations.get(name)
+    if body is None:
+      return
+    for one in body.collectives:
+      found.append(one._replace(runs=times, sent_bytes=times * one.sent_bytes))
+    for callee, trips in body.calls:
+      visit(callee, times * trips)
+
+  visit(entry, 1)
+  return found
+
+
+def by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
+  """Executions and sent bytes of each kind."""
+  totals: dict[str, tuple[int, float]] = {}
+  for one in found:
+    count, sent = totals.get(one.kind, (0, 0.0))
+    totals[one.kind] = (count + one.runs, sent + one.sent_bytes)
+  return totals
+
+
+def array_bytes(text: str) -> list[int]:
+  """The bytes of every array in an HLO type, `bf16[2,8]` or a tuple of such."""
+  sizes = []
+  for kind, sides in _ARRAY.findall(text):
+    bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])
+    count = math.prod(int(side) for side in sides.split(",") if side)
+    sizes.append(max(1, count * bits // 8) if count else 0)
+  return sizes
+
+
+def _computations(
+  text: str, devices: int, unknown_trips: int
+) -> tuple[dict[str, _Computation], str]:
+  computations: dict[str, _Computation] = {}
+  entry, current = "", _Computation([], [])
+  for line in text.splitlines():
+    if start := _COMPUTATION.match(line):
+      current = computations[start[2]] = _Computation([], [])
+      entry = start[2] if start[1] else entry
+      scatters = "all-reduce-scatter" in start[2]  # a TPU fusion that scatters what it reduces
+      continue
+    if one := _COLLECTIVE.match(line):
+      current.collectives.append(_collective(line, one, devices, scatters))
+    current.calls.extend(_calls(line, unknown_trips))
+  return computations, entry
+
+
+def _calls(line: str, unknown_trips: int) -> Iterator[tuple[str, int]]:
+  if "=%" not in line and "_computations=" not in line:
+    return
+  trips = 1
+  if " while(" in line:
+    known = _TRIPS.search(line)
+    trips = int(known[1]) if known else unknown_trips
+  for name in _CALLEES.findall(line):
+    yield name, trips
+  for names in _BRANCHES.findall(line):
+    for name in names.split(","):
+      yield name.strip().lstrip("%"), 1  # an upper bound: every branch
+
+
+def _collective(line: str, match: re.Match[str], devices: int, scatters: bool) -> Collective:
+  result, kind, started = match[1], match[2], bool(match[3])
+  sizes = array_bytes(result)
+  group = _group_size(line, devices)
+  if started and kind in ("all-gather", "collective-permute"):
+    # Of (operands, results, ..) only the results count; a permutation adds two small counters.
+    sizes = sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
+  size = float(sum(sizes))
+  share = (group - 1) / group
+  if kind == "all-reduce" and scatters:
+    kind, sent = "reduce-scatter", size * share
+  else:
+    sent = (
+      size
+      * {
+        "all-gather": share,
+        "all-to-all": share,
+        "all-reduce": 2 * share,
+        "reduce-scatter": group - 1,
+        "collective-permute": 1,
+      }[kind]
+    )
+  where = re.search(r'op_name="([^"]*)"', line)
+  shape = re.sub(r"\{[^}]*\}", "", result)
+  return Collective(kind, 1, sent, shape, group, where[1] if where else "")
+
+
+def _group_size(line: str, devices: int) -> int:
+  """Devices that take part together, in any of the three ways in which HLO writes groups."""
+  if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    return len(found[1].split(","))
+  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+    return int(found[1])
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
+  return devices

@@ -1,0 +1,162 @@
+"""What is planned: a step's two programs and their arguments, as shapes and places, no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import DecoderConfig, init_params
+from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.programs import learn_program, resolve, sample_program
+from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
+from grpo_jax.types import Prompts, Rollout, TrainState
+
+
+@dataclass(frozen=True)
+class Job:
+  """One GRPO step of one model on one mesh.
+
+  Attributes:
+    policy: the decoder, its compute dtype included.
+    mesh: of real, described or no devices (`AbstractMesh`).
+    grpo: the algorithm's settings; G, T and the micro-batch among them.
+    prompts_per_step: P.
+    prompt_tokens: S, the padded length of a prompt.
+  """
+
+  policy: DecoderConfig
+  mesh: Mesh | AbstractMesh
+  grpo: GRPOConfig
+  prompts_per_step: int
+  prompt_tokens: int
+
+  def __post_init__(self) -> None:
+    parts = batch_parts(self.mesh)
+    if self.prompts_per_step % parts:
+      raise ValueError(
+        f"--mesh splits prompts into {parts} parts, which do not divide "
+        f"--prompts_per_step={self.prompts_per_step}"
+      )
+    if self.minibatch % self.micro_batch:
+      raise ValueError(
+        f"--micro_batch_prompts={self.micro_batch} does not divide the {self.minibatch} prompts of "
+        "an optimizer step"
+      )
+
+  @property
+  def minibatch(self) -> int:
+    """Prompts of an optimizer step."""
+    return self.prompts_per_step // self.grpo.minibatches
+
+  @property
+  def micro_batch(self) -> int:
+    """Prompts in one backward pass."""
+    return self.grpo.micro_batch_prompts or self.minibatch
+
+  @property
+  def parts(self) -> int:
+    """Into how many parts the devices split prompts."""
+    return batch_parts(self.mesh)
+
+  @property
+  def completion_tokens(self) -> int:
+    """T."""
+    return self.grpo.sampling.max_tokens
+
+  @property
+  def group(self) -> int:
+    """G."""
+    return self.grpo.sampling.group_size
+
+  def with_layers(self, layers: int) -> Job:
+    """The same step of a decoder of that many layers."""
+    return dataclasses.replace(self, policy=dataclasses.replace(self.policy, num_layers=layers))
+
+  def with_prompts(self, prompts: int) -> Job:
+    """The same step with that many prompts, all of them in one backward pass."""
+    grpo = dataclasses.replace(self.grpo, micro_batch_prompts=0, minibatches=1)
+    return dataclasses.replace(self, grpo=grpo, prompts_per_step=prompts)
+
+
+def abstract_state(job: Job) -> TrainState:
+  """The `TrainState` of shapes, each with its place on the mesh; the optimizer is AdamW.
+
+  Raises:
+    ValueError: the mesh does not divide the model.
+  """
+  params = jax.eval_shape(lambda: init_params(job.policy, jax.random.key(0)))
+  tx = _optimizer()
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  state = TrainState(params, jax.eval_shape(tx.init, params), step, _abstract_key())
+  placed = state_shardings(job.policy, job.mesh, state)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+  )
+
+
+def abstract_rollout(job: Job) -> Rollout:
+  """The `Rollout` of shapes; its `prompts` are the sampling program's argument."""
+  place = batch_sharding(job.mesh)
+
+  def array(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct((job.prompts_per_step, *shape), dtype, sharding=place)
+
+  s, group, t = job.prompt_tokens, job.group, job.completion_tokens
+  prompts = Prompts(array(jnp.int32, s), array(jnp.bool_, s), array(jnp.int32))
+  ours = lambda dtype: array(dtype, group, t)
+  return Rollout(prompts, ours(jnp.int32), ours(jnp.bool_), ours(jnp.float32), ours(jnp.float32))
+
+
+def trace_sample(job: Job) -> Any:
+  """The sampling program, traced: `.jaxpr`, `.lower()`."""
+  grpo = resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids)
+  program = sample_program(job.policy, job.mesh, grpo.sampling)
+  return program.trace(
+    _placed(job, abstract_state(job).params), None, _placed(job, abstract_rollout(job).prompts),
+    _abstract_key(),
+  )  # fmt: skip
+
+
+def trace_learn(job: Job) -> Any:
+  """The update program, traced: `.jaxpr`, `.lower()`."""
+  grpo = resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids)
+  program = learn_program(job.policy, job.mesh, _optimizer(), grpo)
+  state = abstract_state(job)
+  reference = state.params if grpo.kl_weight else None
+  rewards = jax.ShapeDtypeStruct((job.prompts_per_step, job.group), jnp.float32)
+  state, reference, rollout = _placed(job, (state, reference, abstract_rollout(job)))
+  return program.trace(state, None, reference, rollout, rewards)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that one device holds of a tree of placed shapes."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    size = 1
+    for side in shape:
+      size *= side
+    total += size * leaf.dtype.itemsize
+  return total
+
+
+def _optimizer():
+  # Only its state's shape matters here, and no number below changes it.
+  return make_optimizer("adamw", make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
+
+
+def _abstract_key() -> Any:
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _placed(job: Job, tree: Any) -> Any:
+  """Without devices, programs are traced with shapes alone."""
+  if isinstance(job.mesh, Mesh):
+    return tree
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -1,0 +1,197 @@
+"""Puts a plan together: what a step holds, computes, moves and sends, and what still fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from grpo_jax.planner.arithmetic import (
+  Caches,
+  Phase,
+  Resident,
+  caches,
+  decode_phase,
+  prefill_phase,
+  resident,
+  sent_by_fsdp,
+  temporaries,
+  update_phase,
+)
+from grpo_jax.planner.compiled import Program, compile_learn, compile_sample, extrapolate
+from grpo_jax.planner.flops import count_flops
+from grpo_jax.planner.job import Job, trace_learn, trace_sample
+from grpo_jax.planner.topology import Topology
+
+# Of a chip's memory, what programs can have: libtpu keeps 0.25 GiB of v5e's 16 for itself, and
+# JAX on GPUs takes three quarters unless told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+TPU_RESERVED_BYTES = 1 << 28
+GPU_SHARE = 0.92
+SHALLOW = (2, 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+  """Everything that the report shows, for one device.
+
+  Attributes:
+    job: what was planned.
+    topology: for which machine.
+    resident: bytes held through the whole run.
+    caches: bytes of the sampler's keys and values.
+    estimated: the peaks of temporaries of sampling and update, by arithmetic, caches included.
+    limit: bytes that programs can have.
+    sample: what the compiler says, or None without a compiler.
+    update: as `sample`.
+    depths: the layers of the programs that were compiled, when they were extrapolated.
+    phases: prefill, decode and update.
+    largest: most prompts in sampling and most in one backward pass; 0 when not even one fits a
+      device; None when it was not asked for.
+  """
+
+  job: Job
+  topology: Topology
+  resident: Resident
+  caches: Caches
+  estimated: tuple[float, float]
+  limit: float
+  sample: Program | None
+  update: Program | None
+  depths: tuple[int, int] | None
+  phases: dict[str, Phase]
+  largest: tuple[int, int] | None
+
+  @property
+  def sampling_bytes(self) -> float:
+    """A device's memory while it samples; the optimizer waits beside the program."""
+    if self.sample is None:
+      return self.resident.total + self.estimated[0]
+    beside = self.resident.optimizer + self.resident.reference
+    return beside + self.sample.total
+
+  @property
+  def update_bytes(self) -> float:
+    """A device's memory while it updates."""
+    if self.update is None:
+      return self.resident.total + self.estimated[1]
+    return self.update.total
+
+  @property
+  def fits(self) -> bool:
+    """Both programs fit the device."""
+    return max(self.sampling_bytes, self.update_bytes) <= self.limit
+
+  def seconds(self, name: str) -> dict[str, float]:
+    """The least time of a phase by each limit: arithmetic, memory, links."""
+    chip, phase = self.topology.chip, self.phases[name]
+    # Float32 products run as several bfloat16 ones, at best half as fast.
+    peak = chip.per_device(chip.flops) * (1 if self.job.policy.dtype != "float32" else 0.5)
+    return {
+      "compute": phase.flops / peak,
+      "memory": phase.hbm_bytes / chip.per_device(chip.hbm_bandwidth),
+      "links": phase.sent_bytes / chip.per_device(chip.link_bandwidth),
+    }
+
+  @property
+  def step_seconds(self) -> float:
+    """The roofline of a step: its phases follow each other, each as fast as its tightest limit."""
+    return sum(max(self.seconds(name).values()) for name in self.phases)
+
+
+def make_plan(
+  job: Job,
+  topology: Topology,
+  *,
+  depths: tuple[int, int] | None = None,
+  largest: bool = True,
+  log: Callable[[str], None] = lambda line: None,
+) -> Plan:
+  """Plans one step.
+
+  Args:
+    job: what to plan; with a `Mesh` its programs are compiled, with an `AbstractMesh` they are
+      traced, and memory and messages are estimated by arithmetic.
+    topology: the machine.
+    depths: compile decoders of these many layers and extrapolate; None compiles the whole model.
+    largest: find the largest batch that fits, which takes some more small compilations.
+    log: told what is being done.
+  """
+  limit = usable_bytes(topology)
+  held, compiling = resident(job), isinstance(job.mesh, Mesh)
+  sample = update = None
+  if compiling:
+    log("compiling the sampling program")
+    sample = _program(compile_sample, job, depths)
+    log("compiling the update program")
+    update = _program(compile_learn, job, depths)
+  plan = Plan(
+    job, topology, held, caches(job), temporaries(job), limit, sample, update, depths,
+    _phases(job, sample, update), None,
+  )  # fmt: skip
+  if not largest:
+    return plan
+  log("looking for the largest batch")
+  slopes = _compiled_slopes(job) if compiling else _estimated_slopes(job)
+  found = (
+    _most(plan.sampling_bytes, slopes[0], limit, job.prompts_per_step, job.parts),
+    _most(plan.update_bytes, slopes[1], limit, job.micro_batch, job.parts),
+  )
+  return Plan(**{**vars(plan), "largest": found})
+
+
+def usable_bytes(topology: Topology) -> float:
+  """Bytes of one device that programs can have."""
+  chip = topology.chip
+  if chip.platform == "tpu":
+    return chip.per_device(chip.hbm_bytes) - TPU_RESERVED_BYTES
+  return GPU_SHARE * chip.hbm_bytes
+
+
+def _program(build: Callable[[Job], Program], job: Job, depths: tuple[int, int] | None) -> Program:
+  if depths is None or job.policy.num_layers <= depths[1]:
+    return build(job)
+  small, large = (build(job.with_layers(layers)) for layers in depths)
+  return extrapolate(small, large, depths, job.policy.num_layers)
+
+
+def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[str, Phase]:
+  devices = job.mesh.size
+  sampling = trace_sample(job).jaxpr
+  prefill = count_flops(sampling, while_trips=0) / devices
+  both = count_flops(sampling, while_trips=job.completion_tokens - 1) / devices
+  learn = count_flops(trace_learn(job).jaxpr, while_trips=job.prompts_per_step) / devices
+  sent = sent_by_fsdp(job)
+  if sample is not None and update is not None and not (sample.refused or update.refused):
+    before = sample.sent_before
+    sent = (before, sample.sent_bytes - before, update.sent_bytes)
+  return {
+    "prefill": prefill_phase(job, prefill, sent[0]),
+    "decode": decode_phase(job, both - prefill, sent[1]),
+    "update": update_phase(job, learn, sent[2]),
+  }
+
+
+def _compiled_slopes(job: Job) -> tuple[float, float]:
+  """Bytes of a device that one more prompt on it takes, in sampling and in a backward pass.
+
+  From decoders of two depths with one and with two prompts a device, extrapolated to all layers.
+  """
+  layers = job.policy.num_layers
+  depths = SHALLOW if layers > SHALLOW[1] else None
+
+  def total(build: Callable[[Job], Program], prompts: int) -> float:
+    return _program(build, job.with_prompts(prompts * job.parts), depths).total
+
+  return tuple(total(b, 2) - total(b, 1) for b in (compile_sample, compile_learn))  # type: ignore
+
+
+def _estimated_slopes(job: Job) -> tuple[float, float]:
+  one, two = (temporaries(job.with_prompts(n * job.parts)) for n in (1, 2))
+  return two[0] - one[0], two[1] - one[1]
+
+
+def _most(used: float, slope: float, limit: float, prompts: int, parts: int) -> int:
+  """Prompts that fit, a multiple of the parts, on the line through what is used now."""
+  local = prompts / parts + (limit - used) / slope
+  return max(0, int(local + 1e-9)) * parts

@@ -1,0 +1,84 @@
+"""The two compiled programs of a step, which training runs and the planner compiles ahead of time.
+
+Text rewards run on the host between them (see `grpo.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from grpo_jax.grpo import GRPOConfig, kl_to_reference, make_batch, update
+from grpo_jax.models import DecoderConfig, LoraConfig, Params, attach
+from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.sharding import AnyMesh, state_shardings
+
+
+def assemble(lora: LoraConfig | None, base: Params | None, trained: Params) -> Params:
+  """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
+  return attach(base, trained, lora) if lora and base is not None else trained
+
+
+def resolve(
+  cfg: GRPOConfig, policy: DecoderConfig, mesh: AnyMesh, stop_ids: Sequence[int]
+) -> GRPOConfig:
+  """The algorithm's settings with what the model and the mesh decide filled in."""
+  sampling = dataclasses.replace(
+    cfg.sampling, stop_ids=tuple(stop_ids), pad_id=policy.pad_token_id or 0
+  )
+  idle = mesh.size == 1 and not cfg.kl_weight
+  return dataclasses.replace(cfg, sampling=sampling, skip_idle=idle)
+
+
+def sample_program(
+  policy: DecoderConfig, mesh: AnyMesh, sampling: SamplingConfig, lora: LoraConfig | None = None
+) -> Any:
+  """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
+
+  `base` is None unless adapters are trained.
+  """
+
+  def sample(trained, base, prompts, key):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return sample_groups(policy, assemble(lora, base, trained), prompts, key, sampling)
+
+  return jax.jit(sample)
+
+
+def learn_program(
+  policy: DecoderConfig,
+  mesh: AnyMesh,
+  tx: optax.GradientTransformation,
+  cfg: GRPOConfig,
+  lora: LoraConfig | None = None,
+) -> Any:
+  """All that follows rewards, under `jax.jit` with the state donated.
+
+  Returns:
+    (state, base, ref_params, rollout, rewards [P, G]) -> the next state, placed as before, and
+    metrics. `base` is None unless adapters are trained.
+  """
+
+  def learn(state, base, ref_params, rollout, rewards):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      batch = make_batch(rollout, rewards, ref_params, policy=policy, cfg=cfg)
+      whole = functools.partial(assemble, lora, base)
+      state, metrics = update(state, batch, policy=policy, tx=tx, cfg=cfg, assemble=whole)
+    return jax.lax.with_sharding_constraint(state, state_shardings(policy, mesh, state)), metrics
+
+  return jax.jit(learn, donate_argnums=0)
+
+
+def kl_program(policy: DecoderConfig, mesh: AnyMesh, cfg: GRPOConfig) -> Any:
+  """`kl_to_reference` under `jax.jit`: (ref_params, rollout) -> nats per token."""
+
+  def kl(ref_params, rollout):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return kl_to_reference(ref_params, rollout, policy=policy, cfg=cfg)
+
+  return jax.jit(kl)

@@ -1,0 +1,127 @@
+"""Does a recorded step come out again? From the nearest checkpoint, in a folder of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.rewards import load_reward
+from grpo_jax.run import Run
+from grpo_jax.run_config import changed_settings, config_of
+from grpo_jax.run_folder import whole_lines
+
+# What is compared of each prompt's record in rollouts/.
+PARTS: Mapping[str, tuple[str, ...]] = {
+  "batch": ("id", "wanted", "request", "answer"),
+  "completions": ("completions",),
+  "rewards": ("rewards", "parts", "errors"),
+  "advantages": ("advantages",),
+}
+TIMES = ("seconds/", "step_time", "tokens_per_second")
+# Not the step's own: they depend on the steps before it, or on an evaluation after it.
+BESIDE = ("alarms/", "eval/", "num_tokens")
+
+
+@dataclass(frozen=True)
+class Replay:
+  """What came of it.
+
+  Attributes:
+    step: the step that was done again.
+    start: the step of the checkpoint that it was reached from; 0 is the model itself.
+    equal: for each part (`batch`, `completions`, `rewards`, `advantages`, `update`, and
+      `parameters` where there is a checkpoint right after the step) whether it equals the record.
+    notes: what differs, and settings that have changed since.
+  """
+
+  step: int
+  start: int
+  equal: Mapping[str, bool]
+  notes: tuple[str, ...]
+
+
+def replay(run_dir: Path | str, step: int) -> Replay:
+  """Does one step of a run again and compares it with what was recorded, bit for bit.
+
+  Args:
+    run_dir: the run folder; only read.
+    step: its number, from 0.
+
+  Raises:
+    ValueError: the folder holds no record of that step, or is not a run folder.
+  """
+  run_dir = Path(run_dir)
+  if not (run_dir / "config.json").is_file():
+    raise ValueError(f"{run_dir} is not a run folder: it has no config.json")
+  record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+  lines = whole_lines(run_dir / "metrics.jsonl")
+  recorded = run_dir / "rollouts" / f"step_{step:06d}.jsonl"
+  if not 0 <= step < len(lines) or not recorded.is_file():
+    raise ValueError(f"{run_dir} has no record of step {step}; it has {len(lines)} steps from 0 on")
+  config = config_of(record)
+  with (
+    tempfile.TemporaryDirectory() as scratch,
+    load_reward(config.reward, config.reward_config) as reward,
+    Checkpoints(run_dir, read_only=True) as checkpoints,
+  ):
+    run = Run(dataclasses.replace(config, run_dir=scratch, eval_data=()))
+    state = run.fresh_state()
+    good = [found for found in checkpoints.steps() if not checkpoints.problem(found)]
+    start = max((found for found in good if found <= step), default=0)
+    if start:
+      state, _ = checkpoints.restore(start, state)
+    for number in range(start, step + 1):
+      state, metrics = run.step(number, state, reward)
+    again = Path(scratch) / "rollouts" / recorded.name
+    equal, notes = _compare(_rows(recorded), _rows(again))
+    differing = _differing(lines[step][1], metrics)
+    equal["update"] = not differing
+    notes += differing
+    if step + 1 in good:
+      wanted, _ = checkpoints.restore(step + 1, state)
+      pairs = zip(jax.tree.leaves(wanted.params), jax.tree.leaves(state.params), strict=True)
+      equal["parameters"] = all(np.array_equal(a, b) for a, b in pairs)
+    notes += [
+      f"changed since: {change}"
+      for change in changed_settings(record, run.record)
+      if not change.startswith(("eval_data", "data_sha256"))
+      or record["data_sha256"]["train"] != run.record["data_sha256"]["train"]
+    ]
+  return Replay(step, start, equal, tuple(notes))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _compare(
+  recorded: list[dict[str, Any]], again: list[dict[str, Any]]
+) -> tuple[dict[str, bool], list[str]]:
+  equal, notes = {}, []
+  for part, names in PARTS.items():
+    pick = lambda row, names=names: [row.get(name) for name in names]
+    same = [pick(a) == pick(b) for a, b in zip(recorded, again, strict=False)]
+    equal[part] = all(same) and len(recorded) == len(again)
+    if not equal[part]:
+      notes.append(f"{part} differ at {same.count(False)} of {len(recorded)} prompts")
+  return equal, notes
+
+
+def _differing(recorded: Mapping[str, float | None], again: Mapping[str, float]) -> list[str]:
+  """The metrics of the step that differ, as (recorded, now); times are nobody's fault."""
+  ours = {k: v if np.isfinite(v) else None for k, v in again.items() if k != "tokens"}
+  names = [n for n in recorded if n != "step" and not n.startswith((*TIMES, *BESIDE))]
+  return [
+    f"{name} ({recorded[name]} then, {ours.get(name)} now)"
+    for name in names
+    if recorded[name] != ours.get(name)
+  ]

@@ -1,0 +1,99 @@
+"""Files of a run folder: replaced at once or not at all, written by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FolderInUse(ValueError):
+  """Another process writes into the run folder."""
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 file that after a crash, or on a full disk, is the old one or the new one.
+
+  Raises:
+    OSError: it could not be written; what was there before is as it was.
+  """
+  partial = path.with_name(f".{path.name}.partial")
+  try:
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+  """Holds the run folder against every other process; the system frees it when this one dies.
+
+  Raises:
+    FolderInUse: another process holds it.
+    OSError: the folder cannot be made or written.
+  """
+  run_dir.mkdir(parents=True, exist_ok=True)
+  with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      owner = file.read().strip() or "unknown"
+      raise FolderInUse(
+        f"{run_dir} is in use by another process (pid {owner}); wait for it or choose another "
+        "--run_dir"
+      ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    yield
+
+
+def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+  """The lines of a JSONL file of consecutive steps from 0 on, up to the first that is damaged.
+
+  A line cut short by a crash, unreadable, or out of turn ends the list: what follows it cannot be
+  trusted to be a record of the same run.
+
+  Returns:
+    For each line its text and its values; empty when there is no file.
+  """
+  if not path.exists():
+    return []
+  found: list[tuple[str, dict[str, Any]]] = []
+  for raw in path.read_bytes().splitlines(keepends=True):
+    try:
+      text = raw.decode()
+      values = json.loads(text)
+    except ValueError:
+      break
+    if not raw.endswith(b"\n") or not isinstance(values, dict) or values.get("step") != len(found):
+      break
+    found.append((text, values))
+  return found
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+  """Whether an error, or what it came from, is a disk or quota without room.
+
+  TensorStore reports its errors as text, so the text is looked at too.
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in FULL:
+      return True
+    said = str(error)
+    if any(os.strerror(code) in said for code in FULL):
+      return True
+    error = error.__cause__ or error.__context__
+  return False

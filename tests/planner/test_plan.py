@@ -1,0 +1,203 @@
+"""A plan's numbers against hand counts, and against what XLA says of the same programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import DecoderConfig, empty_completion_cache
+from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
+from grpo_jax.planner.arithmetic import caches, parameter_count, resident
+from grpo_jax.planner.compiled import Program, extrapolate, memory_asked_for
+from grpo_jax.planner.report import as_record
+from grpo_jax.sampling import SamplingConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIG = DecoderConfig(128, 64, 96, 2, 4, 2, 16, dtype="bfloat16")
+GRPO = GRPOConfig(sampling=SamplingConfig(group_size=4, max_tokens=9), micro_batch_prompts=8)
+H100 = parse_topology("h100:8")
+
+
+def job(mesh="fsdp:8", **changes) -> Job:
+  wanted = Job(CONFIG, plan_mesh(mesh, H100), GRPO, 16, 32)
+  return dataclasses.replace(wanted, **changes)
+
+
+def test_what_is_resident_is_counted_exactly():
+  layer = 64 * (64 + 32 + 32) + 64 + 32 + 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64
+  params = 2 * layer + 2 * 128 * 64 + 64
+  assert parameter_count(job()) == params
+  held = resident(job("data:8"))
+  assert held.parameters == 4 * params and held.reference == 0
+  assert held.optimizer == 2 * 4 * params + 2 * 4  # two moments, two counters
+  # Matrices are split eight ways, norms and biases are not.
+  small = 2 * (64 + 32 + 32 + 2 * 64) + 64
+  assert resident(job()).parameters == 4 * ((params - small) // 8 + small)
+  with_kl = dataclasses.replace(GRPO, kl_weight=0.1)
+  assert resident(job(grpo=with_kl)).reference == held.parameters // 8 + 4 * small * 7 // 8
+
+
+def test_caches_are_those_that_the_sampler_makes():
+  held = caches(job())
+  own = jax.eval_shape(lambda: empty_completion_cache(CONFIG, 16 // 8, 4, 9 - 1))
+  assert held.completions == sum(x.size * 2 for x in jax.tree.leaves(own))
+  assert held.prompts == 2 * 2 * 2 * 2 * 32 * 16 * 2  # layers, k and v, prompts, heads, S, H, bytes
+  assert caches(job("fsdp:4,tensor:2")).prompts == held.prompts  # half the heads, twice the prompts
+
+
+def test_work_is_that_of_the_formula():
+  plan = make_plan(job(), H100, largest=False)
+  matrices = 2 * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96)
+  head = 128 * 64
+  attention = lambda rows, seen: 2 * 2 * 2 * rows * seen * 64  # two products a layer, two layers
+  local = 2  # prompts on a device
+  prefill = local * (2 * (32 * matrices + head) + attention(32, 32))
+  assert plan.phases["prefill"].flops == pytest.approx(prefill)
+  steps = 9 - 1
+  decode = local * 4 * steps * (2 * (matrices + head) + attention(1, 32 + 8))
+  assert plan.phases["decode"].flops == pytest.approx(decode)
+  row = 32 + 4 * 8
+  forward = 2 * (row * matrices + 4 * 9 * head) + attention(32, 32) + attention(4 * 8, 32 + 8)
+  repeated = 2 * 4 * 9 * head  # the logits are always computed again
+  assert plan.phases["update"].flops == pytest.approx(local * (3 * forward + repeated), rel=0.01)
+
+
+def test_larger_batches_that_fit_are_found():
+  plan = make_plan(job(), H100)
+  sampled, learned = plan.largest
+  assert sampled % 8 == learned % 8 == 0 and sampled > 16 and learned > 8
+  assert plan.fits and plan.step_seconds > 0
+  # With the memory just used there is room for what is there and no more.
+  tight = dataclasses.replace(
+    H100, chip=dataclasses.replace(H100.chip, hbm_bytes=int(plan.sampling_bytes / 0.92) + 1)
+  )
+  assert make_plan(job(), tight).largest[0] == 16
+
+
+def test_the_report_says_what_does_not_fit():
+  small = dataclasses.replace(H100, chip=dataclasses.replace(H100.chip, hbm_bytes=1 << 18))
+  plan = make_plan(job(), small)
+  assert not plan.fits and plan.largest == (0, 0)
+  text = describe(plan)
+  assert "does NOT fit" in text and "arithmetic" in text
+  record = json.loads(json.dumps(as_record(plan)))
+  assert record["fits"] is False and record["phases"]["decode"]["flops"] > 0
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"prompts_per_step": 12}, "8 parts, which do not divide --prompts_per_step=12"),
+    ({"prompts_per_step": 24, "grpo": dataclasses.replace(GRPO, micro_batch_prompts=16)},
+     "micro_batch_prompts=16 does not divide the 24"),
+  ],
+)  # fmt: skip
+def test_batches_that_do_not_divide_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    job(**changes)
+
+
+def test_a_line_through_two_depths():
+  at = lambda n: Program(
+    "update", 1.0, 10 + 3 * n, 5, 7 * n, xla_flops=2.0 * n, sent={"all-gather": (4 * n, 8.0 * n)}
+  )
+  found = extrapolate(at(2), at(4), (2, 4), 28)
+  assert dataclasses.replace(found, seconds=1.0) == dataclasses.replace(
+    at(28), sent={"all-gather": (112, 224.0)}
+  )
+  assert found.seconds == 2.0
+
+
+def test_a_refusal_of_the_compiler_is_read():
+  message = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+  )
+  assert memory_asked_for(message) == int(20.5 * 2**30)
+  assert memory_asked_for("INTERNAL: something else") is None
+
+
+@pytest.fixture(scope="module")
+def compiled():
+  """Plans of programs compiled for 8 CPU devices, from a process that has them."""
+  script = Path(__file__).with_name("plan_cpu.py")
+  done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def test_compiled_arguments_are_what_is_resident(compiled):
+  for mesh, found in compiled.items():
+    held = sum(found["resident_bytes"].values())
+    assert found["update"]["arguments"] == pytest.approx(held, rel=0.02), mesh
+    assert found["sample"]["arguments"] == pytest.approx(
+      found["resident_bytes"]["parameters"], rel=0.04
+    ), mesh
+
+
+def test_no_device_repeats_anothers_work(compiled):
+  for mesh, found in compiled.items():
+    for program in ("sample", "update"):
+      # XLA counts the rest of the arithmetic too, on these small shapes a good part.
+      assert 0.9 < found[program]["xla_flops"] / found[program]["once_flops"] < 1.6, (mesh, program)
+
+
+def test_fsdp_gathers_weights_and_never_the_batch(compiled):
+  for mesh, found in compiled.items():
+    assert found["weights_gathered"], mesh
+    assert not found["batch_moved"], (mesh, found["batch_moved"])
+
+
+def test_depth_is_linear(compiled):
+  found = compiled["fsdp:8"]
+  for program in ("sample", "update"):
+    whole, line = found[program], found[f"{program}_extrapolated"]
+    for name in ("arguments", "outputs", "once_flops"):
+      assert line[name] == pytest.approx(whole[name], rel=1e-3), name
+    assert line["temporary"] == pytest.approx(whole["temporary"], rel=0.1)
+    for kind, (runs, sent) in whole["sent"].items():
+      assert line["sent"][kind] == [pytest.approx(runs, abs=2), pytest.approx(sent, rel=0.05)], kind
+
+
+@pytest.mark.slow
+def test_a_tpu_program_is_compiled_without_a_tpu(tmp_path):
+  pytest.importorskip("libtpu")
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(CONFIG.to_hf()), encoding="utf-8")
+  arguments = {
+    "model": path, "topology": "v5e:2x2", "prompts_per_step": 4, "group_size": 2,
+    "max_prompt_tokens": 128, "max_completion_tokens": 8, "json": tmp_path / "plan.json",
+  }  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, "experiments/plan.py", *(f"--{k}={v}" for k, v in arguments.items())],
+    cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "it FITS" in done.stdout
+  plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+  held = sum(plan["resident_bytes"].values())
+  assert plan["update"]["arguments"] == pytest.approx(held, rel=0.1)
+  assert plan["update"]["sent"]["all-gather"][1] > 0
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
+  import importlib.util
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"needs its compiler, libtpu.*grpo_jax\[plan\]"):
+    plan_mesh("fsdp:16", parse_topology("v5e:4x4"))
+
+
+def test_compute_dtype_is_what_caches_are_held_in():
+  assert jnp.dtype(CONFIG.dtype).itemsize == 2
+  wide = dataclasses.replace(CONFIG, dtype="float32")
+  assert sum(caches(job(policy=wide))) == 2 * sum(caches(job()))

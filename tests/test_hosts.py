@@ -1,0 +1,147 @@
+"""Two real processes of four CPU devices each, as two hosts: the same run, and what if one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import command, small_run
+
+from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.models import load_pretrained
+from grpo_jax.run_folder import whole_lines
+from grpo_jax.stop_signals import EXIT_STOPPED
+
+STEPS = 4
+MESH = "--mesh=data:2,fsdp:4"
+MORE = (MESH, "--prompts_per_step=8", "--micro_batch_prompts=8", "--kl_weight=0.05")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  return small_run(tmp_path_factory.mktemp("policy"))
+
+
+def environment(devices: int) -> dict[str, str]:
+  # NPROC: see mesh_step.py.
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "64"}
+
+
+def start_pair(settings, run_dir: Path, steps: int, *more: str) -> list[subprocess.Popen]:
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    port = found.getsockname()[1]
+  hosts = lambda i: (f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}")
+  return [
+    subprocess.Popen(
+      command(settings, run_dir, steps, *MORE, *more, *hosts(i)),
+      env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+
+
+def finish(pair: list[subprocess.Popen], seconds: float) -> list[str]:
+  try:
+    return [process.communicate(timeout=seconds)[0] for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+  skip = ("seconds/", "step_time", "tokens_per_second")
+  return [
+    {name: value for name, value in line.items() if not name.startswith(skip)}
+    for _, line in whole_lines(folder / "metrics.jsonl")
+  ]
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+  """The run in one process, on eight devices."""
+  folder = tmp_path_factory.mktemp("alone") / "run"
+  done = subprocess.run(
+    command(settings, folder, STEPS, *MORE), env=environment(8), capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return folder
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+  for a, b in zip(without_times(one), without_times(two), strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), (a["step"], name)
+  for step in range(STEPS):
+    name = f"rollouts/step_{step:06d}.jsonl"
+    rows = [[json.loads(x) for x in (run / name).read_text().splitlines()] for run in (one, two)]
+    for a, b in zip(*rows, strict=True):
+      assert (a["id"], a["completions"], a["rewards"]) == (b["id"], b["completions"], b["rewards"])
+  models = [load_pretrained(run / "model")[1]["layers_1"]["gate"]["kernel"] for run in (one, two)]
+  np.testing.assert_allclose(*models, atol=1e-5)
+
+
+def test_two_hosts_give_the_metrics_of_one(settings, alone, tmp_path):
+  pair = start_pair(settings, tmp_path / "run", STEPS)
+  said = finish(pair, 300)
+  assert [process.returncode for process in pair] == [0, 0], "\n".join(t[-3000:] for t in said)
+  assert "Reward before and after" in said[0] and "Reward before and after" not in said[1]
+  assert_equal_runs(alone, tmp_path / "run")
+
+
+def wait_for_steps(folder: Path, pair: list[subprocess.Popen], steps: int) -> None:
+  deadline = time.monotonic() + 240
+  while len(whole_lines(folder / "metrics.jsonl")) < steps:
+    assert all(process.poll() is None for process in pair) and time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_a_signal_to_one_host_stops_both_at_the_same_step(settings, tmp_path):
+  folder = tmp_path / "run"
+  pair = start_pair(settings, folder, 10_000, "--checkpoint_every=5000")
+  try:
+    wait_for_steps(folder, pair, 3)
+    pair[1].send_signal(signal.SIGTERM)
+  finally:
+    said = finish(pair, 60)
+  assert [process.returncode for process in pair] == [EXIT_STOPPED] * 2, said[0][-3000:]
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    assert checkpoints.newest_good() == len(whole_lines(folder / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_host_ends_the_other_and_the_pair_resumes(settings, alone, tmp_path, victim):
+  folder = tmp_path / "run"
+  pair = start_pair(settings, folder, 10_000, "--checkpoint_every=2")
+  try:
+    wait_for_steps(folder, pair, 3)
+    pair[victim].send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    text, _ = pair[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - died < 60
+    assert pair[1 - victim].returncode not in (0, None)
+    assert "another host" in text or "another task" in text, text[-3000:]
+  finally:
+    finish(pair, 10)
+  done = len(whole_lines(folder / "metrics.jsonl"))
+  # With the layout of one process: what two hosts wrote is restored on another layout.
+  if victim == 0:
+    again = start_pair(settings, folder, done + 2)
+    said = finish(again, 300)
+    assert [process.returncode for process in again] == [0, 0], "\n".join(t[-3000:] for t in said)
+  else:
+    arguments = command(settings, folder, done + 2, *MORE)
+    subprocess.run(arguments, env=environment(8), check=True, capture_output=True)
+  assert len(whole_lines(folder / "metrics.jsonl")) == done + 2
+  ours, theirs = without_times(folder), without_times(alone)
+  for a, b in zip(ours[:STEPS], theirs, strict=True):
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5, abs=1e-6)

@@ -1,0 +1,145 @@
+"""A run that trains adapters: through the real entry, resumed, exported; and on several devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import training
+from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import attach, forward, load_adapters, load_pretrained, merge
+from grpo_jax.rewards import RewardConfig
+from grpo_jax.run_config import TINY_MODEL, RunConfig
+from grpo_jax.sampling import SamplingConfig
+from grpo_jax.tracking import read_metrics
+from grpo_jax.training import train
+
+# Short answers of the embedded policy all fail: this gives every group a spread.
+REWARD = "def low(completion, task):\n  return sum(map(ord, completion)) % 7 / 6\n"
+ONE, SPLIT = "data:1", "data:2,fsdp:2,tensor:2"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("lora")
+  (folder / "reward.py").write_text(REWARD)
+  return RunConfig(
+    run_dir=str(folder / "run"),
+    eval_data=(("unseen", "synthetic:unseen"),),
+    eval_limit=2,
+    reward=f"{folder / 'reward.py'}:low",
+    reward_config=RewardConfig(group_size=3),
+    grpo=GRPOConfig(sampling=SamplingConfig(group_size=3, max_tokens=6), kl_weight=0.05),
+    steps=2,
+    prompts_per_step=2,
+    lora_rank=4,
+    lora_targets="q,v,down",
+    learning_rate=0.01,
+    warmup_steps=0,
+    checkpoint_every=1,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+  """The folder of a whole run, and the `Run` behind it."""
+  seen = []
+  evaluate_all = training.evaluate_all
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      training, "evaluate_all", lambda run, *rest: (seen.append(run), evaluate_all(run, *rest))
+    )
+    folder = train(settings)
+  return folder, seen[-1]
+
+
+def test_only_adapters_are_trained_and_stored(finished):
+  folder, run = finished
+  _, base = load_pretrained(TINY_MODEL)
+  jax.tree.map(np.testing.assert_array_equal, run.base, base)  # to the bit, after the updates
+  # The reference of the KL term is the base itself, not a copy of it.
+  same = jax.tree.map(lambda x, y: x is y, run.ref_params, run.base)
+  assert all(jax.tree.leaves(same))
+  stored = (folder / "checkpoints" / "2" / "state" / "_METADATA").read_text()
+  assert "lora_a" in stored and "lora_b" in stored and "opt_state" in stored
+  assert "kernel" not in stored and "embed" not in stored
+
+
+def test_a_run_moves_from_the_base_and_says_how_far(finished):
+  folder, _ = finished
+  lines = read_metrics(folder / "metrics.jsonl")
+  assert [line["step"] for line in lines] == [0, 1]
+  # B starts at zero: the first sampler is the base, and A has no gradient yet.
+  assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 1e-5
+  for line in lines:
+    assert line["grad_norm"] > 0 and line["sampling/sampling_logp_difference/max"] < 1e-3
+  assert json.loads((folder / "config.json").read_text())["lora_rank"] == 4
+
+
+def test_the_exports_are_the_base_with_the_change(finished):
+  folder, _ = finished
+  config, base = load_pretrained(TINY_MODEL)
+  adapters, lora = load_adapters(folder / "adapter", config)
+  assert (lora.rank, lora.alpha, lora.targets) == (4, 32.0, ("q", "v", "down"))
+  _, merged = load_pretrained(folder / "model")
+  adapted = attach(base, adapters, lora)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), merged, merge(adapted))
+  for layer, target in (("layers_0", "k"), ("layers_1", "gate")):  # these have no adapters
+    kernel = lambda params, at=(layer, target): params[at[0]][at[1]]["kernel"]
+    np.testing.assert_array_equal(kernel(merged), kernel(base))
+  tokens = jnp.arange(20)[None] + 300
+  logits = lambda params: forward(config, params, tokens, jnp.ones_like(tokens))
+  np.testing.assert_allclose(logits(merged), logits(adapted), atol=1e-4)
+  assert np.abs(logits(merged) - logits(base)).max() > 0.01
+
+
+def test_a_continued_run_ends_as_one_that_never_stopped(settings, finished, tmp_path):
+  folder, _ = finished
+  other = tmp_path / "run"
+  shutil.copytree(folder, other)
+  for lost in ("checkpoints/2", "adapter", "model"):  # back to the end of the first step
+    shutil.rmtree(other / lost)
+  config = dataclasses.replace(settings, run_dir=str(other))
+  with pytest.raises(ValueError, match=r"lora_rank \(4 then, 0 now\)"):
+    train(dataclasses.replace(config, lora_rank=0, lora_targets=RunConfig.lora_targets))
+  assert train(config) == other
+  for file in ("adapter/adapter_model.safetensors", "rollouts/step_000001.jsonl"):
+    assert (other / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+  """The numbers of one LoRA step on one device and on eight, from a process with 8 CPU devices."""
+  out = tmp_path_factory.mktemp("meshes") / "out.npz"
+  script = Path(__file__).with_name("lora_mesh_step.py")
+  done = subprocess.run(
+    [sys.executable, str(script), str(out), ONE, SPLIT], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  with np.load(out) as found:
+    return dict(found)
+
+
+def test_a_step_is_the_same_on_eight_devices(steps):
+  np.testing.assert_array_equal(steps[f"{SPLIT}/tokens"], steps[f"{ONE}/tokens"])
+  scale = np.abs(steps[f"{ONE}/gradient"]).max()
+  assert scale > 0.01
+  for name in ("logp", "gradient", "params", "metrics"):
+    np.testing.assert_allclose(
+      steps[f"{SPLIT}/{name}"], steps[f"{ONE}/{name}"], atol=1e-5 * max(scale, 1), err_msg=name
+    )
+
+
+def test_adapters_are_split_as_their_kernels_are(steps):
+  # gate [32, 48] has A [32, r] over fsdp and B [r, 48] over tensor; down has them the other way.
+  np.testing.assert_allclose(steps[f"{SPLIT}/shares"], [1 / 2] * 4)
+  assert steps[f"{SPLIT}/base_share"] == 1 / 4

@@ -1,0 +1,66 @@
+"""The optimizers of a run: steps worked out by hand, and how large their states are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as Spec
+
+from grpo_jax.models import DecoderConfig, init_params
+from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.sharding import AXES, state_shardings
+
+
+def first_update(name, params, grads, clip_norm=1e9):
+  tx = make_optimizer(name, lambda count: 0.1 * (count + 1), weight_decay=0.5, clip_norm=clip_norm)
+  return tx.update(grads, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_first_step_is_the_sign_of_the_gradient_and_the_decay(name):
+  # Both divide by the root of the gradient's own square at first: +-1, times the learning rate 0.1.
+  params, grads = jnp.array([2.0, -4.0]), jnp.array([3.0, -0.01])
+  wanted = -0.1 * (jnp.array([1.0, -1.0]) + 0.5 * params)
+  np.testing.assert_allclose(first_update(name, params, grads), wanted, rtol=1e-4)
+
+
+def test_adafactor_divides_by_row_and_column_means():
+  rng = np.random.default_rng(0)
+  grads, params = rng.normal(size=(128, 200)).astype(np.float32), np.zeros((128, 200), np.float32)
+  square = grads**2
+  estimate = np.outer(square.mean(1), square.mean(0)) / square.mean()
+  wanted = grads / np.sqrt(estimate)
+  wanted /= max(1, np.sqrt(np.mean(wanted**2)))
+  np.testing.assert_allclose(
+    first_update("adafactor", params, jnp.asarray(grads)), -0.1 * wanted, rtol=1e-4
+  )
+
+
+def test_adafactor_s_state_is_small_and_has_a_place_on_every_mesh():
+  config = DecoderConfig(256, 128, 256, 1, 4, 2, 32)
+  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  state = {}
+  for name in ("adamw", "adafactor"):
+    tx = make_optimizer(name, lambda count: 0.1, weight_decay=0.0, clip_norm=1.0)
+    state[name] = jax.eval_shape(tx.init, params)
+  assert size(state["adamw"]) > 2 * size(params)
+  # The [128, 64] kernels of k and v are below what is factored.
+  assert size(state["adafactor"]) < 0.12 * size(params)
+  mesh = AbstractMesh((1, 2, 2), AXES)
+  placed = state_shardings(config, mesh, state["adafactor"])
+  moments = placed[1]
+  assert moments.v_row["layers_0"]["gate"]["kernel"].spec == Spec()
+  assert moments.v["layers_0"]["k"]["kernel"].spec == Spec("fsdp", "tensor")
+  assert moments.v["layers_0"]["q"]["bias"].spec == Spec("tensor")
+  jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), state["adafactor"], placed)
+
+
+def test_the_learning_rate_rises_and_falls_to_the_end():
+  rates = lambda *arguments: [float(make_schedule(*arguments)(count)) for count in range(6)]
+  assert rates(0.1, 2) == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1])
+  assert rates(0.1, 2, "linear", 6) == pytest.approx([0.05, 0.1, 0.08, 0.06, 0.04, 0.02])
+  assert rates(0.12, 0, "linear", 5) == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.0])

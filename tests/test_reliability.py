@@ -1,0 +1,343 @@
+"""Faults, for real: killed processes, damaged files, full disks, numbers that are none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_run import STEPS, assert_same_run, command, small_run
+
+from grpo_jax import run_folder, training
+from grpo_jax.checkpoints import SEAL, Checkpoints
+from grpo_jax.replay import replay
+from grpo_jax.stop_signals import EXIT_STOPPED
+from grpo_jax.tracking import read_metrics
+from grpo_jax.training import TrainingFailed, train
+
+LONG = 40  # steps of the runs that are killed
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  return small_run(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+  return train(dataclasses.replace(settings, run_dir=str(tmp_path_factory.mktemp("whole") / "run")))
+
+
+@pytest.fixture
+def copied(whole, settings, tmp_path):
+  """A copy of the finished run, as a folder to damage, and the settings that go on with it."""
+  shutil.copytree(whole, tmp_path / "run")
+  return tmp_path / "run", dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
+
+
+def steps_of(folder: Path) -> int:
+  return len(run_folder.whole_lines(folder / "metrics.jsonl"))
+
+
+def start_and_signal(arguments: list[str], folder: Path, steps: int, number: int) -> int:
+  """Runs a command until the run has that many steps more, sends a signal; the exit status."""
+  already = steps_of(folder)
+  process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  try:
+    deadline = time.monotonic() + 120
+    # A resumed run first drops the lines behind its checkpoint.
+    while steps_of(folder) in (already, already - 1, already - 2):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.001)
+    while steps_of(folder) < already + steps and process.poll() is None:
+      time.sleep(0.001)
+    process.send_signal(number)
+    return process.wait(timeout=60)
+  finally:
+    process.kill()
+
+
+def test_killed_runs_end_as_one_that_never_stopped(settings, tmp_path):
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  subprocess.run(command(settings, whole, LONG), check=True, capture_output=True)
+  arguments = command(settings, broken, LONG)
+  assert start_and_signal(arguments, broken, 4, signal.SIGKILL) == -signal.SIGKILL
+  assert 0 < steps_of(broken) < LONG
+  before = steps_of(broken)
+  assert start_and_signal(arguments, broken, 5, signal.SIGTERM) == EXIT_STOPPED
+  # What was done before the signal is in a checkpoint of exactly that step.
+  with Checkpoints(broken, read_only=True) as checkpoints:
+    assert before < checkpoints.newest_good() == steps_of(broken) < LONG
+  done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+  assert "Reward before and after" in done.stdout
+  assert_same_run(whole, broken)
+
+
+def test_the_second_signal_leaves_at_once(tmp_path):
+  program = (
+    "import time, sys\n"
+    "from grpo_jax.stop_signals import StopSignals\n"
+    "with StopSignals():\n"
+    "  print('ready', flush=True)\n"
+    "  time.sleep(60)\n"
+    "  time.sleep(60)\n"
+  )
+  process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+  assert process.stdout is not None and process.stdout.readline() == "ready\n"
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.3)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=10) == 128 + signal.SIGINT
+
+
+def test_a_signal_between_phases_loses_nothing(settings, whole, tmp_path, monkeypatch):
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
+  score, calls = training.Run._decode_and_score, iter(range(STEPS))
+
+  def interrupted(run, *rest):
+    if next(calls) == 3:  # in the middle of step 3; the newest periodic checkpoint is that of 2
+      os.kill(os.getpid(), signal.SIGTERM)
+    return score(run, *rest)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(training.Run, "_decode_and_score", interrupted)
+    with pytest.raises(training.Stopped, match="SIGTERM"):
+      train(config)
+  assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+  with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+    assert checkpoints.newest_good() == 3
+  assert_same_run(whole, train(config))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
+def test_damage_to_any_file_of_a_checkpoint_is_seen(whole, tmp_path, damage):
+  files = [p.relative_to(whole) for p in (whole / "checkpoints" / "4").rglob("*") if p.is_file()]
+  assert len(files) > 5
+  for file in files:
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints", run / "checkpoints")
+    content = bytearray((run / file).read_bytes())
+    if damage == "removed":
+      (run / file).unlink()
+    elif damage == "truncated":
+      (run / file).write_bytes(content[: len(content) // 2] if content else b"x")
+    else:
+      content[len(content) // 2 : len(content) // 2 + 1] = bytes(
+        [content[len(content) // 2] ^ 1] if content else b"x"
+      )
+      (run / file).write_bytes(content)
+    with Checkpoints(run, read_only=True) as checkpoints:
+      named = file if file.name != SEAL or damage == "removed" else Path(SEAL)
+      assert str(named) in checkpoints.problem(4) or file.name == SEAL
+      assert checkpoints.problem(4) and checkpoints.newest_good() == 2, file
+    shutil.rmtree(run)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(copied, whole, caplog):
+  folder, config = copied
+  largest = max((folder / "checkpoints" / "4" / "state").rglob("*"), key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[100] ^= 16
+  largest.write_bytes(content)
+  (folder / "eval_final.json").unlink()
+  with caplog.at_level("WARNING"):
+    assert_same_run(whole, train(config))
+  assert f"skipping the checkpoint of step 4: {largest} is damaged" in caplog.text
+
+
+def test_torn_metrics_are_repaired_from_a_checkpoint(copied, whole):
+  folder, config = copied
+  lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+  # The third line is torn, so the checkpoint of step 4 has no complete record before it.
+  (folder / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:50] + b"\0\0\n" + lines[3])
+  assert_same_run(whole, train(config))
+
+
+def test_another_process_on_the_folder_is_refused(settings, tmp_path):
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
+  program = (
+    "import sys, time\nfrom pathlib import Path\nfrom grpo_jax.run_folder import claimed\n"
+    "with claimed(Path(sys.argv[1])):\n  print('claimed', flush=True)\n  time.sleep(60)\n"
+  )
+  holder = subprocess.Popen(
+    [sys.executable, "-c", program, config.run_dir], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert holder.stdout is not None and holder.stdout.readline() == "claimed\n"
+    with pytest.raises(ValueError, match=rf"in use by another process \(pid {holder.pid}\)"):
+      train(config)
+    assert not (tmp_path / "run" / "config.json").exists()
+  finally:
+    holder.kill()
+    holder.wait()
+  with run_folder.claimed(tmp_path / "run"):  # the system freed it
+    pass
+
+
+@pytest.mark.parametrize("changed", ["data", "model", "reward", "flag"])
+def test_what_alters_the_future_is_refused_unless_allowed(copied, tmp_path, changed):
+  folder, config = copied
+  shutil.copytree(Path(config.model).parent, tmp_path / "own")
+  move = lambda path: str(tmp_path / "own" / Path(path).relative_to(Path(config.model).parent))
+  own = dataclasses.replace(
+    config, model=move(config.model), data=move(config.data), reward=move(config.reward),
+    eval_data=tuple((n, move(p)) for n, p in config.eval_data),
+  )  # fmt: skip
+  record = json.loads((folder / "config.json").read_text())
+  record |= {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(own))).items()
+             if k in ("model", "data", "reward", "eval_data")}  # fmt: skip
+  record["reward_sha256"] = {own.reward.split(":")[0]: next(iter(record["reward_sha256"].values()))}
+  (folder / "config.json").write_text(json.dumps(record))
+  if changed == "data":
+    lines = Path(own.data).read_text().splitlines(keepends=True)
+    Path(own.data).write_text("".join(lines[::-1]))
+    what = r"data_sha256 \("
+  elif changed == "model":
+    weights = Path(own.model) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    what = r"model_sha256 \("
+  elif changed == "reward":
+    path = Path(own.reward.split(":")[0])
+    path.write_text(path.read_text() + "# a comment\n")
+    what = r"reward_sha256 \("
+  else:
+    own = dataclasses.replace(own, learning_rate=0.02)
+    what = r"learning_rate \(0.01 then, 0.02 now\)"
+  with pytest.raises(ValueError, match=what):
+    train(own)
+  train(dataclasses.replace(own, allow_changes=True))  # nothing is left to do but the report
+
+
+def test_replay_finds_a_step_as_it_was_recorded(whole, tmp_path):
+  before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+  found = replay(whole, 3)
+  assert (found.step, found.start, found.notes) == (3, 2, ())
+  assert set(found.equal) == {
+    "batch", "completions", "rewards", "advantages", "update", "parameters"
+  }  # fmt: skip
+  assert all(found.equal.values())
+  assert replay(whole, 0).start == 0
+  assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+  shutil.copytree(whole, tmp_path / "run")
+  file = tmp_path / "run" / "rollouts" / "step_000003.jsonl"
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  rows[1]["completions"][0] += "!"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  last = json.loads(lines[3])
+  lines[3] = json.dumps(last | {"loss": last["loss"] + 1e-6})
+  (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  found = replay(tmp_path / "run", 3)
+  assert not found.equal["completions"] and not found.equal["update"]
+  assert found.equal["batch"] and found.equal["rewards"] and found.equal["parameters"]
+  assert "completions differ at 1 of 2 prompts" in found.notes
+  with pytest.raises(ValueError, match="no record of step 4; it has 4 steps"):
+    replay(whole, 4)
+  script = Path(training.__file__).parents[1] / "experiments" / "replay.py"
+  said = subprocess.run(
+    [sys.executable, str(script), f"--run={tmp_path / 'run'}", "--step=3"],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert said.returncode == 1 and "completions  DIFFERENT" in said.stdout, said.stderr[-2000:]
+
+
+def break_numbers(monkeypatch, steps):
+  """Makes the rewards of some steps infinite: their advantages, loss and gradient are NaN."""
+  score, calls = training.Run._decode_and_score, iter(range(STEPS))
+
+  def broken(run, *rest):
+    texts, found, failures, rewards = score(run, *rest)
+    return texts, found, failures, rewards + (np.inf if next(calls) in steps else 0)
+
+  monkeypatch.setattr(training.Run, "_decode_and_score", broken)
+
+
+def test_a_bad_batch_changes_nothing_and_is_kept(settings, tmp_path, monkeypatch, caplog):
+  break_numbers(monkeypatch, {1})
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), checkpoint_every=1,
+                               keep_checkpoints=9)  # fmt: skip
+  with caplog.at_level("WARNING"):
+    folder = train(config)
+  lines = read_metrics(folder / "metrics.jsonl")
+  assert [line["skipped_updates"] for line in lines] == [0, 2, 0, 0]  # two inner updates a step
+  assert [line["alarms/skipped_update"] for line in lines] == [0, 1, 0, 0]
+  assert all(np.isfinite(line["loss"]) for line in (lines[0], *lines[2:]))
+  like = training.Run(config).fresh_state()
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    one, two, three = (checkpoints.restore(step, like)[0] for step in (1, 2, 3))
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+  assert np.array_equal(flat(one.params), flat(two.params)) and int(two.step) == 2
+  assert np.array_equal(flat(one.opt_state), flat(two.opt_state))
+  assert not np.array_equal(flat(two.params), flat(three.params))
+  kept = np.load(folder / "bad_steps" / "step_000001.npz")
+  assert kept["tokens"].shape[:2] == kept["rewards"].shape == (2, 3)
+  assert "skipped_update" in (folder / "report.html").read_text()
+  assert "no finite update" in caplog.text
+
+
+def test_too_many_bad_steps_end_the_run(settings, tmp_path, monkeypatch):
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), max_bad_steps=2)
+  with monkeypatch.context() as patch:
+    break_numbers(patch, {1, 2, 3})
+    with pytest.raises(TrainingFailed, match=r"no finite update in 2 steps up to 2: .*bad_steps"):
+      train(config)
+  assert steps_of(tmp_path / "run") == 3
+  assert training.train(config) and steps_of(tmp_path / "run") == STEPS  # mended, it goes on
+
+
+def full_disk(tmp_path: Path, size: int) -> Path:
+  """A small file system; needs root, so without it a limit on file sizes stands in."""
+  folder = tmp_path / "small"
+  folder.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+  )
+  if mounted.returncode:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, resource.RLIM_INFINITY))
+  return folder
+
+
+def test_a_full_disk_ends_with_one_sentence_and_loses_nothing(settings, whole, tmp_path):
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  small = full_disk(tmp_path, 5 * 2**20)
+  try:
+    config = dataclasses.replace(settings, run_dir=str(small / "run"), keep_checkpoints=5)
+    train(dataclasses.replace(config, steps=2))
+    filler = small / "filler"
+    with filler.open("wb", buffering=0) as file:
+      try:
+        while True:
+          file.write(b"\0" * 512)
+      except OSError:
+        pass
+    with pytest.raises(TrainingFailed, match=r"no room left on the disk .*: free some and run"):
+      train(config)
+    filler.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with Checkpoints(small / "run", read_only=True) as checkpoints:
+      assert checkpoints.newest_good() == 2
+    assert_same_run(whole, train(config))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    subprocess.run(["umount", str(small)], capture_output=True)
+
+
+def test_a_read_only_folder_is_one_sentence(settings, tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  arguments = command(settings, tmp_path / "file" / "run", 2)
+  done = subprocess.run(arguments, capture_output=True, text=True)
+  last = done.stderr.strip().splitlines()[-1]
+  assert done.returncode == 1 and last.startswith("train_grpo: ") and "Not a directory" in last
