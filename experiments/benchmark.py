@@ -53,9 +53,7 @@ flags.DEFINE_alias("out", "json")
 
 def main(_) -> None:
   try:
-    load = Workload(
-      **{n: FLAGS[n].value for n in ("prompts", "prompt_tokens", "group_size", "completion_tokens")}
-    )
+    load = Workload(FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.group_size, FLAGS.completion_tokens)
     policy = read_shape(FLAGS.shape, FLAGS.dtype)
     if unknown := set(FLAGS.compare) - set(PEERS):
       raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
