@@ -131,6 +131,9 @@ flags.DEFINE_integer(
 flags.DEFINE_string("coordinator", "", "host:port of process 0, if no cluster environment tells")
 flags.DEFINE_integer("num_processes", 0, "processes (hosts) in all; 0: from the environment")
 flags.DEFINE_integer("process_id", -1, "number of this process, from 0; -1: from the environment")
+flags.DEFINE_integer(
+  "profile", D.profile, "steps to trace with JAX's profiler into the run folder, from the second on"
+)
 flags.DEFINE_list("track", [], "also write to: tensorboard, mlflow")
 flags.DEFINE_enum("preset", None, ["tiny"], "flag values for a known job; flags that are given win")
 
@@ -211,7 +214,7 @@ def run_config() -> RunConfig:
         "max_prompt_tokens", "lora_rank", "lora_alpha", "lora_targets", "optimizer",
         "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
-        "resume", "allow_changes", "max_bad_steps",
+        "resume", "allow_changes", "max_bad_steps", "profile",
       )
     },
   )  # fmt: skip
