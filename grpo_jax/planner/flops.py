@@ -42,6 +42,9 @@ def _count(jaxpr: Any, while_trips: int, scan_trips: int | None) -> float:
     ]
     if name == "scan":
       total += sum(inner) * (params["length"] if scan_trips is None else scan_trips)
+    elif name == "shard_map":  # inside stands one device's share
+      shares = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+      total += sum(inner) * shares
     elif name == "while":
       total += sum(inner) * while_trips
     elif name == "cond":

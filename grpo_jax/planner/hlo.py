@@ -64,7 +64,7 @@ def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Coll
   """
   computations, entry = _computations(text, devices)
   found: list[Collective] = []
-  by_channel: dict[str, Collective] = {}
+  by_channel: dict[tuple[str, ...], Collective] = {}
 
   def visit(name: str, times: int) -> None:
     if name not in computations or not times:
@@ -73,10 +73,11 @@ def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Coll
       one = one._replace(runs=times, sent_bytes=times * one.sent_bytes)
       # A TPU program names a collective again in every operation that hides it, and those may
       # stand in loops that it does not: it runs as often as where it is named least often.
+      key = (channel, one.kind, one.result, one.where)  # of `shard_map`, all have channel 1
       if not channel:
         found.append(one)
-      elif channel not in by_channel or times < by_channel[channel].runs:
-        by_channel[channel] = one
+      elif key not in by_channel or times < by_channel[key].runs:
+        by_channel[key] = one
     for line in computations[name].lines:
       for callee, trips in _calls(line, computations, unknown_trips):
         visit(callee, times * trips)

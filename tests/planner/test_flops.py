@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from grpo_jax.planner.flops import count_flops
 
@@ -51,6 +53,19 @@ def test_what_no_result_needs_is_left_out():
   assert count(lambda x, w: jax.jit(halves)(x, w)[0], X, W) == ONE
   unused = lambda x, w: lax.scan(lambda c, _: (c, c @ w), x, None, length=6)[0]
   assert count(unused, X, W) == 0
+
+
+def test_a_mapped_share_counts_for_every_device():
+  mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
+
+  def mapped(x, w):
+    with jax.sharding.use_abstract_mesh(mesh):
+      inner = jax.shard_map(
+        lambda x, w: x @ w, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), axis_names={"fsdp"}
+      )
+      return inner(x, w)
+
+  assert count(mapped, X, W) == ONE
 
 
 def test_batched_products_and_several_axes():
