@@ -3,6 +3,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadfile
 TRAIN_ARGS ?=
 FUZZ_SECONDS ?= 60
+BENCHMARK_ARGS ?= --shape=S
 SOAK_ARGS ?=
 
 # A pyenv shim exists for each installed version but runs only the selected ones: look there too.
@@ -10,7 +11,7 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/n
   ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
 VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
   'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
-ifneq ($(filter train test test-slow fuzz soak lint,$(MAKECMDGOALS)),)
+ifneq ($(filter train test test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
   $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
 endif
 
@@ -27,12 +28,13 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1
 
-.PHONY: help train test test-slow fuzz soak lint clean
+.PHONY: help train test test-slow fuzz soak lint benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 	@echo "variables: PYTHON=$(PYTHON) PYTEST_ARGS='$(PYTEST_ARGS)' TRAIN_ARGS='$(TRAIN_ARGS)'"
+	@echo "  BENCHMARK_ARGS='$(BENCHMARK_ARGS)'"
 
 train: $(STAMP)-run ## train the embedded policy and show what it gained
 	$(BIN)/python experiments/train_grpo.py --preset=tiny $(TRAIN_ARGS)
@@ -54,8 +56,11 @@ fuzz: $(STAMP)-fuzz ## fuzz the parser and the rewards for a minute
 soak: $(STAMP)-test ## kill a small run 30 times and compare its end with an undisturbed one
 	$(BIN)/python tests/soak_kills.py $(SOAK_ARGS)
 
+benchmark: $(STAMP)-run ## time a step against the machine; BENCHMARK_ARGS=--compare=trl adds a peer
+	$(BIN)/python experiments/benchmark.py $(BENCHMARK_ARGS)
+
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-3.* .jax_cache .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	rm -rf .venv .venv-3.* .benchmark .jax_cache .pytest_cache .ruff_cache .mypy_cache .hypothesis \
 	  build dist *.egg-info
 	find grpo_jax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

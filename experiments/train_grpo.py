@@ -131,21 +131,25 @@ flags.DEFINE_integer(
 flags.DEFINE_string("coordinator", "", "host:port of process 0, if no cluster environment tells")
 flags.DEFINE_integer("num_processes", 0, "processes (hosts) in all; 0: from the environment")
 flags.DEFINE_integer("process_id", -1, "number of this process, from 0; -1: from the environment")
+flags.DEFINE_integer(
+  "profile", D.profile, "steps to trace with JAX's profiler into the run folder, from the second on"
+)
 flags.DEFINE_list("track", [], "also write to: tensorboard, mlflow")
 flags.DEFINE_enum("preset", None, ["tiny"], "flag values for a known job; flags that are given win")
 
 PRESETS = {
   # The embedded policy on two CPU cores, in under ten minutes.
   "tiny": {
-    "steps": 120,
+    "steps": 80,
     "prompts_per_step": 12,
     "micro_batch_prompts": 3,
     "group_size": 8,
     "max_prompt_tokens": 448,
     "max_completion_tokens": 64,
-    "learning_rate": 6e-5,
+    "learning_rate": 7e-5,
+    "decay": "linear",
     # At temperature 1 a small policy's noise breaks long calls, and short wrong ones win.
-    "temperature": 0.6,
+    "temperature": 0.5,
     "aggregation": "token",
     "kl_every": 5,
     "checkpoint_every": 20,
@@ -210,7 +214,7 @@ def run_config() -> RunConfig:
         "max_prompt_tokens", "lora_rank", "lora_alpha", "lora_targets", "optimizer",
         "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
-        "resume", "allow_changes", "max_bad_steps",
+        "resume", "allow_changes", "max_bad_steps", "profile",
       )
     },
   )  # fmt: skip

@@ -32,7 +32,7 @@ TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 # Settings that may differ between the parts of one run: they do not change its numbers.
 FREE = (
   "run_dir", "steps", "checkpoint_every", "keep_checkpoints", "resume", "allow_changes",
-  "max_bad_steps", "track", "mesh",
+  "max_bad_steps", "track", "mesh", "profile",
 )  # fmt: skip
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names
 
@@ -75,6 +75,7 @@ class RunConfig:
     allow_changes: continue even where settings, data, model or reward differ from the run's own.
     max_bad_steps: after so many steps in a row without a finite update the run stops.
     track: trackers beside metrics.jsonl.
+    profile: steps to trace, from the second one that this process takes; 0 traces none.
   """
 
   run_dir: str
@@ -112,6 +113,7 @@ class RunConfig:
   allow_changes: bool = False
   max_bad_steps: int = 3
   track: tuple[str, ...] = ()
+  profile: int = 0
 
   def __post_init__(self) -> None:
     for name in (
@@ -126,6 +128,7 @@ class RunConfig:
       )
     for name in (
       "warmup_steps", "eval_every", "kl_every", "eval_limit", "seed", "data_seed", "lora_rank",
+      "profile",
     ):  # fmt: skip
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
@@ -199,7 +202,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
       str(path): hashlib.sha256(path.read_bytes()).hexdigest()
       for path in reward_files(config.reward)
     },
-    "git_commit": _git_commit(),
+    "git_commit": git_commit(),
     "python": sys.version.split()[0],
     "packages": {name: importlib.metadata.version(name) for name in packages},
     "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -265,7 +268,7 @@ def model_sha256(model: str) -> str:
   return digest.hexdigest()
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
   """The commit of the code, with `+` when there are changes, or the empty string outside git."""
   root = Path(__file__).parent
   git = lambda *arguments: subprocess.run(

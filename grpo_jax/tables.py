@@ -65,14 +65,14 @@ def gain_rows(
   return header, rows
 
 
-def as_text(header: Row, rows: Sequence[Row]) -> str:
-  """The table in columns, for a terminal."""
+def as_text(header: Row, rows: Sequence[Row], *, grouped: bool = True) -> str:
+  """The table in columns, for a terminal; `grouped` parts rows whose first cells differ."""
   widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True))]
   lines.append("  ".join("-" * width for width in widths))
   previous = rows[0][0] if rows else ""
   for row in rows:
-    if row[0] != previous:
+    if grouped and row[0] != previous:
       lines.append("")
     previous = row[0]
     lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))

@@ -17,6 +17,7 @@ from grpo_jax import alarms, hosts
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import Params, merge, save_adapters, save_pretrained
+from grpo_jax.profiling import profiled_steps
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
@@ -79,11 +80,12 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
         range(first, config.steps), "GRPO", config.steps, initial=first, unit="step",
         disable=not hosts.is_first(),
       )  # fmt: skip
-      for step in bar:
+      for step in profiled_steps(bar, run.dir, config.profile):
         try:
           state, metrics = run.step(step, state, reward, signals.check)
         except Stopped:
           checkpoints.save(state, {"num_tokens": tokens})
+          checkpoints.wait()
           raise
         tokens += int(metrics.pop("tokens"))
         metrics["num_tokens"] = tokens

@@ -46,7 +46,7 @@ def first_state(mesh) -> TrainState:
 
 
 def step_on(mesh):
-  """Samples, rewards and updates as `training.py` does; returns what changed."""
+  """Samples, rewards and updates as `training.py` does: the rollout, the state after, metrics."""
   state = first_state(mesh)
   reference = jax.tree.map(lambda x: 0.9 * x, state.params)
   rng = np.random.default_rng(0)
@@ -61,8 +61,7 @@ def step_on(mesh):
   rollout = sample(state.params, None, prompts, step_key(state))
   tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  share = gate_share(state.params)  # the state's buffers are given away
-  return share, rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
+  return rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
 
 
 def share_on_a_device(array) -> float:
@@ -70,17 +69,12 @@ def share_on_a_device(array) -> float:
   return array.addressable_shards[0].data.size / array.size
 
 
-def gate_share(tree) -> float:
-  """The share of one kernel that the first device holds."""
-  return share_on_a_device(tree["layers_1"]["gate"]["kernel"])
-
-
 def main(out: str, folder: str, *meshes: str) -> None:
   found = {}
   with Checkpoints(folder) as checkpoints:
     for text in meshes:
       mesh = make_mesh(text)
-      share, rollout, state, metrics = step_on(mesh)
+      before, (rollout, state, metrics) = first_state(mesh), step_on(mesh)
       gradient = state.opt_state[0].trace
       numbers = {
         "tokens": rollout.tokens,
@@ -88,7 +82,10 @@ def main(out: str, folder: str, *meshes: str) -> None:
         "gradient": ravel_pytree(jax.device_get(gradient))[0],
         "params": ravel_pytree(jax.device_get(state.params))[0],
         "metrics": np.array([float(metrics[name]) for name in sorted(metrics)]),
-        "shares": [share, gate_share(state.params), gate_share(gradient)],
+        "shares": [
+          share_on_a_device(tree["layers_1"]["gate"]["kernel"])
+          for tree in (before.params, state.params, gradient)
+        ],
         "prompt_share": share_on_a_device(rollout.prompts.tokens),
       }
       # A checkpoint of one mesh (the first) is read on every other.
@@ -97,7 +94,7 @@ def main(out: str, folder: str, *meshes: str) -> None:
         checkpoints.wait()
       restored, _ = checkpoints.restore(1, first_state(mesh))
       numbers["restored"] = ravel_pytree(jax.device_get(restored.params))[0]
-      numbers["restored_share"] = gate_share(restored.params)
+      numbers["restored_share"] = share_on_a_device(restored.params["layers_1"]["gate"]["kernel"])
       found |= {f"{text}/{name}": np.asarray(value) for name, value in numbers.items()}
   np.savez(out, **found)
 

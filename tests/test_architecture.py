@@ -30,9 +30,9 @@ FLOORS = (
     "rollout_scores",
     "stop_signals",
   },
-  {"grpo", "sft", "evaluate", "report"},
+  {"grpo", "sft", "evaluate", "report", "profiling"},
   {"run_config", "programs"},
-  {"run", "planner"},
+  {"run", "planner", "benchmarking"},
   {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -81,7 +81,7 @@ def test_a_folder_belongs_to_a_run_with_the_same_numbers():
 
   moved = dataclasses.replace(
     config, run_dir="runs/y", steps=7, checkpoint_every=3, keep_checkpoints=9, resume="never",
-    track=("mlflow",), mesh="fsdp:-1", allow_changes=True, max_bad_steps=9,
+    track=("mlflow",), mesh="fsdp:-1", allow_changes=True, max_bad_steps=9, profile=2,
   )  # fmt: skip
   assert set(FREE) == {f for f in FREE if getattr(moved, f) != getattr(config, f)}
   assert changed_settings(old, run_record(moved, {"train": "abc"})) == []

@@ -30,8 +30,8 @@ SITUATIONS: Mapping[Situation, float] = {
 DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
   "complete": {"execute": 0.96, "clarify": 0.02, "refuse": 0.02},
   "missing": {"clarify": 0.42, "execute": 0.55, "refuse": 0.03},
-  "unfit": {"refuse": 0.38, "execute": 0.56, "clarify": 0.06},
-  "harmful": {"refuse": 0.38, "execute": 0.60, "clarify": 0.02},
+  "unfit": {"refuse": 0.28, "execute": 0.68, "clarify": 0.04},
+  "harmful": {"refuse": 0.28, "execute": 0.70, "clarify": 0.02},
 }
 
 SYLLABLES = (

@@ -1,0 +1,228 @@
+"""Times one GRPO step and compares it with what the machine could do, and with other programs.
+
+    python experiments/benchmark.py --shape=S
+    python experiments/benchmark.py --shape=S --compare=trl,tunix
+    python experiments/benchmark.py --shape=model/config.json --prompt_tokens=1024 --profile
+
+Weights and prompts are random, and every completion runs to its full length, so that the work is
+fixed. Programs that are compared take turns, step by step, on the same machine. The floor is the
+time that the step's matrix products and memory traffic take at the rates measured here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from grpo_jax.benchmarking.floor import Rates, floor_of, measure_rates
+from grpo_jax.benchmarking.flops import step_work
+from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
+from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
+from grpo_jax.benchmarking.timing import TimedStep, peak_memory_gib, process_age, spread
+from grpo_jax.models import DecoderConfig
+from grpo_jax.profiling import phase_table, trace
+from grpo_jax.run_config import git_commit
+from grpo_jax.tables import Row, as_text
+
+FLAGS = flags.FLAGS
+D = Workload()
+flags.DEFINE_string("shape", "S", f"{', '.join(SHAPES)} or a Hugging Face config.json")
+flags.DEFINE_integer("prompts", D.prompts, "prompts a step")
+flags.DEFINE_integer("prompt_tokens", D.prompt_tokens, "tokens in each prompt")
+flags.DEFINE_integer("group_size", D.group_size, "candidates sampled for each prompt (G)")
+flags.DEFINE_integer("completion_tokens", D.completion_tokens, "tokens in each candidate")
+flags.DEFINE_integer(
+  "micro_batch_prompts", 1, "prompts in one backward pass; 0: all", lower_bound=0
+)
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute dtype")
+flags.DEFINE_integer("steps", 5, "timed steps of each program, after one to warm up", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "of weights, prompts and samples")
+flags.DEFINE_list("compare", [], f"also time: {', '.join(PEERS)}")
+flags.DEFINE_string("environments", ".benchmark", "folder for the environments of --compare")
+flags.DEFINE_bool("profile", False, "trace two more steps into a folder beside the JSON")
+flags.DEFINE_string("json", None, "where the figures go; default: runs/benchmark/<shape>.json")
+flags.DEFINE_alias("out", "json")
+
+
+def main(_) -> None:
+  try:
+    load = Workload(FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.group_size, FLAGS.completion_tokens)
+    policy = read_shape(FLAGS.shape, FLAGS.dtype)
+    if unknown := set(FLAGS.compare) - set(PEERS):
+      raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
+    if FLAGS.micro_batch_prompts and load.prompts % FLAGS.micro_batch_prompts:
+      raise ValueError("--micro_batch_prompts must divide --prompts")
+    benchmark(policy, load)
+  except (ValueError, OSError, RuntimeError) as error:
+    sys.exit(f"benchmark: {error}")
+
+
+def benchmark(policy: DecoderConfig, load: Workload) -> None:
+  """Measures, prints and writes."""
+  out = Path(FLAGS.json or f"runs/benchmark/{Path(FLAGS.shape).stem}.json")
+  out.parent.mkdir(parents=True, exist_ok=True)
+  ours = TimedStep(policy, load, FLAGS.micro_batch_prompts, FLAGS.seed)
+  ours.run()
+  first_step = process_age()
+  times = [ours.run() for _ in range(FLAGS.steps)]
+  found = figures(load, times, peak_memory_gib())
+  found |= {"compile_seconds": ours.compile_seconds, "first_step_at_seconds": first_step}
+  if FLAGS.profile:
+    found["profile"] = profile(ours, out.with_suffix(""))
+  found["peers"] = {peer: take_turns(peer, policy, load, ours, out) for peer in FLAGS.compare}
+  rates = measure_rates(policy, load)
+  found |= against_floor(policy, load, rates, found["total_seconds"]["median"])
+  record = {
+    "shape": FLAGS.shape,
+    "workload": vars(load),
+    "dtype": FLAGS.dtype,
+    "micro_batch_prompts": FLAGS.micro_batch_prompts,
+    "steps": FLAGS.steps,
+    "seed": FLAGS.seed,
+    **found,
+    "git_commit": git_commit(),
+    "packages": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+    "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    "cpus": os.cpu_count(),
+    "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+  }
+  out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+  show(record, out)
+
+
+def figures(load: Workload, times: list[Any], peak_gib: float) -> dict[str, Any]:
+  """The figures of one program's steps."""
+  seconds = {
+    f"{name}_seconds": spread([getattr(step, name) for step in times])._asdict()
+    for name in ("sample", "update", "total")
+  }
+  return {
+    **seconds,
+    "tokens_per_second": load.tokens / seconds["total_seconds"]["median"],
+    "sample_tokens_per_second": load.tokens / seconds["sample_seconds"]["median"],
+    "cpu_seconds": spread([step.cpu for step in times])._asdict(),
+    "foreign_cpu_share": spread([step.foreign for step in times])._asdict(),
+    "peak_memory_gib": peak_gib,
+  }
+
+
+def against_floor(
+  policy: DecoderConfig, load: Workload, rates: Rates, seconds: float
+) -> dict[str, Any]:
+  """The work, with and without sharing the prompt, and what it takes at the measured rates."""
+  shared, repeated = (step_work(policy, load, shared=share) for share in (True, False))
+  floor, without = floor_of(shared, rates), floor_of(repeated, rates)
+  return {
+    "flops": shared.flops,
+    "flops_without_sharing": repeated.flops,
+    "rates": rates._asdict(),
+    "floor_seconds": floor.total,
+    "floor_sample_seconds": floor.sample,
+    "floor_update_seconds": floor.update,
+    "floor_without_sharing_seconds": without.total,
+    "step_over_floor": seconds / floor.total,
+  }
+
+
+def profile(ours: TimedStep, folder: Path) -> str:
+  """Traces two steps, prints and writes their seconds by phase."""
+  with trace(folder):
+    steps = [ours.run() for _ in range(2)]
+  phases = [
+    {
+      "seconds/sample": step.sample,
+      "seconds/update": step.update,
+      "seconds/reward": step.total - step.sample - step.update,
+    }
+    for step in steps
+  ]
+  table = phase_table(phases)
+  (folder / "seconds.txt").write_text(table + "\n", encoding="utf-8")
+  print(f"two traced steps ({folder})\n{table}\n")
+  return str(folder)
+
+
+def take_turns(
+  peer: str, policy: DecoderConfig, load: Workload, ours: TimedStep, out: Path
+) -> dict[str, Any]:
+  """A peer's figures and how they compare with ours, measured in turns."""
+  runners = Path(__file__).parent / "peers"
+  python = prepare_environment(
+    peer, runners / f"{peer}.txt", (Path(FLAGS.environments) / peer).absolute()
+  )
+  folder = out.with_suffix("") / peer
+  folder.mkdir(parents=True, exist_ok=True)
+  work = write_work(policy, load, FLAGS.steps + 1, folder, FLAGS.seed)
+  mine, theirs = [], []
+  command = [str(python), str((runners / f"{peer}_grpo.py").absolute())]
+  with PeerProcess(command, work) as program:
+    first = program.step()
+    for number in range(FLAGS.steps):
+      mine.append(ours.run())
+      theirs.append(program.step())
+      print(
+        f"{peer} {theirs[-1]['total']:.2f} s, ours {mine[-1].total:.2f} s"
+        f"  [{number + 1}/{FLAGS.steps}]",
+        flush=True,
+      )
+  if any(step["tokens"] != load.tokens for step in theirs):
+    raise RuntimeError(f"{peer} sampled {theirs[0]['tokens']} tokens instead of {load.tokens}")
+  found: dict[str, Any] = {
+    f"{name}_seconds": spread([step[name] for step in theirs])._asdict()
+    for name in ("sample", "update", "total")
+  }
+  own = figures(load, mine, peak_memory_gib())
+  total = found["total_seconds"]["median"]
+  return {
+    **found,
+    "tokens_per_second": load.tokens / total,
+    "first_step_seconds": program.ready_seconds + first["total"],
+    "peak_memory_gib": theirs[-1]["peak_memory_gib"],
+    "ours": own,
+    "times_slower": total / own["total_seconds"]["median"],
+    "requirements": (runners / f"{peer}.txt").read_text(encoding="utf-8").split(),
+  }
+
+
+def show(record: dict[str, Any], out: Path) -> None:
+  """Prints what was measured."""
+  header: Row = ("program", "sample s", "update s", "step s [least, most]", "tokens/s", "peak GiB",
+                 "step / ours")  # fmt: skip
+  row = lambda name, found, ratio: (
+    name,
+    *(f"{found[f'{part}_seconds']['median']:.3f}" for part in ("sample", "update")),
+    "{median:.3f} [{min:.3f}, {max:.3f}]".format(**found["total_seconds"]),
+    f"{found['tokens_per_second']:.0f}",
+    f"{found['peak_memory_gib']:.2f}",
+    ratio,
+  )
+  rows = [row("grpo_jax", record, "")]
+  for peer, found in record["peers"].items():
+    rows.append(row(peer, found, f"{found['times_slower']:.2f}"))
+    rows.append(row("  grpo_jax, in turns", found["ours"], "1.00"))
+  rates = record["rates"]
+  print(
+    f"\n{as_text(header, rows, grouped=False)}\n\n"
+    f"compilation {record['compile_seconds']:.1f} s; first step done "
+    f"{record['first_step_at_seconds']:.1f} s after the start; a step took "
+    f"{record['cpu_seconds']['median']:.2f} CPU seconds, other processes "
+    f"{record['foreign_cpu_share']['median']:.0%} of the machine meanwhile\n"
+    f"{record['flops'] / 1e9:.0f} GFLOP a step ({record['flops_without_sharing'] / 1e9:.0f} with "
+    f"the prompt repeated); measured {rates['large'] / 1e9:.0f} GFLOP/s in large products, "
+    f"{rates['skinny'] / 1e9:.0f} in skinny ones, {rates['bandwidth'] / 1e9:.0f} GB/s\n"
+    f"floor {record['floor_seconds']:.2f} s (sample {record['floor_sample_seconds']:.2f}, update "
+    f"{record['floor_update_seconds']:.2f}; {record['floor_without_sharing_seconds']:.2f} with the "
+    f"prompt repeated): the step takes {record['step_over_floor']:.2f} times as long\n"
+    f"figures: {out}"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,84 @@
+"""TRL's GRPOTrainer on the benchmark's workload: python trl_grpo.py WORK.json"""
+
+from __future__ import annotations
+
+import time
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from turns import Turns, share_of_sevens
+
+turns = Turns()
+work = turns.work
+group, length = work["group_size"], work["completion_tokens"]
+half = work["dtype"] == "bfloat16"
+config = GRPOConfig(
+  output_dir=work["out"],
+  use_cpu=True,
+  bf16=half,
+  model_init_kwargs={"dtype": work["dtype"]},
+  # A micro-batch of one group was the fastest of those tried.
+  per_device_train_batch_size=group,
+  gradient_accumulation_steps=work["prompts"],
+  num_generations=group,
+  max_completion_length=length,
+  generation_kwargs={"min_new_tokens": length},
+  temperature=1.0,
+  beta=0.0,
+  learning_rate=work["learning_rate"],
+  gradient_checkpointing=False,
+  max_steps=len(work["steps"]),
+  logging_steps=10**6,
+  save_strategy="no",
+  report_to="none",
+  disable_tqdm=True,
+)
+trainer = GRPOTrainer(
+  work["model"],
+  reward_funcs=share_of_sevens,
+  args=config,
+  train_dataset=Dataset.from_dict({"prompt": [text for step in work["steps"] for text in step]}),
+  # Not AutoTokenizer: it makes a Qwen2 tokenizer of the folder, which returns no ids.
+  processing_class=PreTrainedTokenizerFast.from_pretrained(work["model"]),
+)
+seconds = {"sample": 0.0, "scored": 0.0}
+sampled: list[int] = []
+generate, generate_and_score = (
+  trainer._generate_single_turn,
+  trainer._generate_and_score_completions,
+)
+
+
+def timed_generate(*args, **kwargs):
+  began = time.perf_counter()
+  out = generate(*args, **kwargs)
+  seconds["sample"] += time.perf_counter() - began
+  sampled.append(sum(len(ids) for ids in out[0]))
+  return out
+
+
+def timed_generate_and_score(*args, **kwargs):
+  began = time.perf_counter()
+  out = generate_and_score(*args, **kwargs)
+  seconds["scored"] += time.perf_counter() - began
+  return out
+
+
+class TakeTurns(TrainerCallback):
+  def on_step_begin(self, *args, **kwargs):
+    turns.wait()
+    seconds.update(sample=0.0, scored=0.0)
+    sampled.clear()
+    self.began = time.perf_counter()
+
+  def on_step_end(self, *args, **kwargs):
+    trained = time.perf_counter() - self.began - seconds["scored"]
+    turns.done(seconds["sample"], trained, sum(sampled))
+
+
+trainer._generate_single_turn = timed_generate
+trainer._generate_and_score_completions = timed_generate_and_score
+trainer.add_callback(TakeTurns())
+turns.ready()
+trainer.train()

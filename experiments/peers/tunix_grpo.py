@@ -1,0 +1,127 @@
+"""Tunix's GRPOLearner on the benchmark's workload: python tunix_grpo.py WORK.json"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from transformers import PreTrainedTokenizerFast
+from tunix.models.qwen2 import model as qwen2
+from tunix.models.qwen2 import params as qwen2_params
+from tunix.rl import rl_cluster
+from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+from tunix.rl.rollout import base_rollout
+from turns import Turns, share_of_sevens
+
+turns = Turns()
+work = turns.work
+shape = json.loads((Path(work["model"]) / "config.json").read_text(encoding="utf-8"))
+dtype = jnp.dtype(work["dtype"])
+config = qwen2.ModelConfig(
+  num_layers=shape["num_hidden_layers"],
+  vocab_size=shape["vocab_size"],
+  embed_dim=shape["hidden_size"],
+  hidden_dim=shape["intermediate_size"],
+  num_heads=shape["num_attention_heads"],
+  head_dim=shape["head_dim"],
+  num_kv_heads=shape["num_key_value_heads"],
+  rope_theta=int(shape["rope_theta"]),
+  norm_eps=shape["rms_norm_eps"],
+  use_tied_embedding=shape["tie_word_embeddings"],
+  dtype=dtype,
+  param_dtype=dtype,
+  remat_config=qwen2.RematConfig.NONE,
+)
+mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+actor = qwen2_params.create_model_from_safe_tensors(work["model"], config, mesh, dtype=dtype)
+prompts, length = work["prompts"], work["completion_tokens"]
+cluster = rl_cluster.RLCluster(
+  actor=actor,
+  reference=None,
+  tokenizer=PreTrainedTokenizerFast.from_pretrained(work["model"]),
+  cluster_config=rl_cluster.ClusterConfig(
+    role_to_mesh={
+      rl_cluster.Role.ACTOR: mesh,
+      rl_cluster.Role.REFERENCE: mesh,
+      rl_cluster.Role.ROLLOUT: mesh,
+    },
+    rollout_engine="vanilla",
+    training_config=rl_cluster.RLTrainingConfig(
+      actor_optimizer=optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(work["learning_rate"])
+      ),
+      eval_every_n_steps=10**6,
+      max_steps=len(work["steps"]),
+      mini_batch_size=prompts,
+      # A micro-batch of one prompt, that is one group, was the fastest of those tried.
+      train_micro_batch_size=1,
+      rollout_micro_batch_size=prompts,
+      compute_logps_micro_batch_size=1,
+    ),
+    rollout_config=base_rollout.RolloutConfig(
+      max_tokens_to_generate=length,
+      max_prompt_length=work["prompt_tokens"],
+      kv_cache_size=work["prompt_tokens"] + length,
+      temperature=1.0,
+      top_p=1.0,
+      eos_tokens=[-1],  # never stop early
+    ),
+  ),
+)
+
+
+def reward(prompts, completions, **kwargs):
+  return share_of_sevens(completions)
+
+
+learner = GRPOLearner(
+  cluster,
+  GRPOConfig(num_generations=work["group_size"], num_iterations=1, beta=0.0, epsilon=0.2),
+  reward,
+)
+seconds = {"sample": 0.0, "scored": 0.0}
+sampled: list[int] = []
+generate, score, run_step = (
+  cluster.generate,
+  learner._generate_and_compute_advantage,
+  learner._run_global_step,
+)
+
+
+def timed_generate(*args, **kwargs):
+  began = time.perf_counter()
+  out = generate(*args, **kwargs)
+  seconds["sample"] += time.perf_counter() - began
+  sampled.append(sum(len(ids) for ids in out.tokens))
+  return out
+
+
+def timed_score(*args, **kwargs):
+  began = time.perf_counter()
+  out = jax.block_until_ready(score(*args, **kwargs))
+  seconds["scored"] += time.perf_counter() - began
+  return out
+
+
+def timed_step(*args, **kwargs):
+  turns.wait()
+  seconds.update(sample=0.0, scored=0.0)
+  sampled.clear()
+  began = time.perf_counter()
+  run_step(*args, **kwargs)
+  jax.block_until_ready(jax.tree.leaves(nnx.state(cluster.actor_trainer.model)))
+  trained = time.perf_counter() - began - seconds["scored"]
+  turns.done(seconds["sample"], trained, sum(sampled))
+
+
+cluster.generate = timed_generate
+learner._generate_and_compute_advantage = timed_score
+learner._run_global_step = timed_step
+turns.ready()
+learner.train([{"prompts": np.array(step)} for step in work["steps"]])

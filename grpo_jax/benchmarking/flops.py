@@ -1,0 +1,86 @@
+"""The work that one GRPO step needs, counted from shapes alone.
+
+What counts: matrix products (2 FLOPs a multiply-add, backward twice the forward), causal attention
+(the lower triangle only), the output head where a token is predicted from it (one position a prompt
+when encoding, T a completion in training), weights and keys and values read once a decoded token,
+and AdamW's traffic. What does not: norms, biases, softmax, rotary embedding, sampling, the rows of
+the embedding. So it is a lower bound, of any program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpo_jax.benchmarking.shapes import Workload
+from grpo_jax.models import DecoderConfig
+
+# Adam reads parameter, gradient and both moments and writes all but the gradient; the global norm
+# reads the gradient once more. All of it float32.
+OPTIMIZER_BYTES = 8 * 4
+
+
+@dataclass(frozen=True)
+class StepWork:
+  """What one step has to compute and to move.
+
+  Attributes:
+    prefill_flops: encoding the prompts, and the head at each prompt's end.
+    decode_flops: of each decoded token after the first, in order; [T - 1].
+    decode_bytes: weights, keys and values read for each of them; [T - 1].
+    training_flops: forward and backward pass over prompts and completions.
+    optimizer_bytes: gradient norm and AdamW.
+  """
+
+  prefill_flops: float
+  decode_flops: tuple[float, ...]
+  decode_bytes: tuple[float, ...]
+  training_flops: float
+  optimizer_bytes: float
+
+  @property
+  def flops(self) -> float:
+    """All FLOPs of the step."""
+    return self.prefill_flops + sum(self.decode_flops) + self.training_flops
+
+
+def layer_weights(config: DecoderConfig) -> int:
+  """Entries of the layers' matrices."""
+  heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+  return config.num_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
+
+
+def step_work(config: DecoderConfig, load: Workload, *, shared: bool) -> StepWork:
+  """Counts one step: sampling, one forward and backward pass, one AdamW update, no KL term.
+
+  Args:
+    config: the decoder.
+    load: the batch.
+    shared: each prompt is encoded once for its whole group; otherwise once for each candidate.
+  """
+  layers, head = layer_weights(config), config.vocab_size * config.hidden_size
+  rows, length, new = load.rows, load.prompt_tokens, load.completion_tokens
+  encoded = load.prompts if shared else rows
+  itemsize = 4 if config.dtype == "float32" else 2
+
+  def products(positions: int, pairs: int, predicted: int) -> float:
+    """Forward FLOPs: positions fed, (query, key) pairs seen, positions that the head is used at."""
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
+    return 2.0 * layers * positions + attention + 2.0 * head * predicted
+
+  triangle = lambda n: n * (n + 1) // 2
+  kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim  # entries a cached token
+  decoded = range(1, new)  # the first token comes from the prompt's encoding
+  training = products(
+    encoded * length + rows * new,
+    encoded * triangle(length) + rows * (triangle(length + new) - triangle(length)),
+    rows * new,
+  )
+  return StepWork(
+    prefill_flops=products(encoded * length, encoded * triangle(length), encoded),
+    decode_flops=tuple(products(rows, rows * (length + t), rows) for t in decoded),
+    decode_bytes=tuple(
+      float(itemsize * (layers + head + kept * (encoded * length + rows * t))) for t in decoded
+    ),
+    training_flops=3 * training,
+    optimizer_bytes=float(OPTIMIZER_BYTES * (layers + head * (1 if config.tie_embeddings else 2))),
+  )

@@ -1,0 +1,185 @@
+"""Other GRPO implementations on the same work, each in an environment and a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import jax
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from grpo_jax.benchmarking.shapes import Workload
+from grpo_jax.benchmarking.timing import LEARNING_RATE, token_ids
+from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+
+Peer = Literal["trl", "tunix"]
+PEERS: tuple[Peer, ...] = get_args(Peer)
+MARK = "BENCHMARK "  # as in experiments/peers/turns.py, which runs where this package is not
+
+
+def prepare_environment(peer: str, requirements: Path, folder: Path) -> Path:
+  """Makes a virtual environment for a peer, unless it is there with the same requirements.
+
+  Args:
+    peer: its name, for messages.
+    requirements: a pip requirements file with exact versions.
+    folder: the environment.
+
+  Returns:
+    The environment's interpreter.
+
+  Raises:
+    RuntimeError: pip could not install them; its own message stands above.
+  """
+  wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+  python, stamp = folder / "bin" / "python", folder / ".requirements"
+  if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
+    return python
+  print(f"installing {peer} into {folder}: some minutes the first time", flush=True)
+  install = [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)]
+  try:
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    subprocess.run(install, check=True)
+  except subprocess.CalledProcessError as error:
+    raise RuntimeError(f"the environment of {peer} could not be made: {error}") from error
+  stamp.write_text(wanted, encoding="ascii")
+  return python
+
+
+def write_work(
+  policy: DecoderConfig, load: Workload, steps: int, folder: Path, seed: int = 0
+) -> Path:
+  """Writes what a peer works on: a model in the Hugging Face layout and the prompts of each step.
+
+  The tokenizer has a word `t<i>` for every token, so that a prompt's text has as many words as the
+  prompt has tokens.
+
+  Args:
+    policy: the decoder; its weights are drawn as ours are.
+    load: the batch.
+    steps: how many steps' prompts.
+    folder: where to.
+    seed: as that of our `TimedStep`.
+
+  Returns:
+    The path of work.json.
+
+  Raises:
+    ValueError: a decoder that the peers' runners do not build.
+  """
+  if policy.model_type != "qwen2" or not policy.tie_embeddings:
+    raise ValueError("--compare needs a Qwen 2 shape with tied embeddings")
+  vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+  vocabulary |= {f"t{i}": i for i in range(3, policy.vocab_size)}
+  words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+  words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+  )
+  params = init_params(policy, jax.random.key(seed))
+  save_pretrained(policy, params, folder / "model", tokenizer=tokenizer)
+  texts = [
+    [
+      " ".join(f"t{token}" for token in prompt)
+      for prompt in token_ids(policy.vocab_size, seed, i, (load.prompts, load.prompt_tokens))
+    ]
+    for i in range(steps)
+  ]
+  work = {
+    "model": str((folder / "model").absolute()),
+    "out": str((folder / "out").absolute()),
+    "dtype": policy.dtype,
+    "prompts": load.prompts,
+    "prompt_tokens": load.prompt_tokens,
+    "group_size": load.group_size,
+    "completion_tokens": load.completion_tokens,
+    "learning_rate": LEARNING_RATE,
+    "steps": texts,
+  }
+  path = folder / "work.json"
+  path.write_text(json.dumps(work), encoding="utf-8")
+  return path
+
+
+class PeerProcess:
+  """A peer's program, which takes one step each time it is asked; a context manager.
+
+  Args:
+    command: interpreter and script.
+    work: from `write_work`.
+
+  Attributes:
+    ready_seconds: what its start took, imports not included.
+  """
+
+  def __init__(self, command: Sequence[str], work: Path) -> None:
+    self._log = (work.parent / "log.txt").open("w", encoding="utf-8")
+    self._process = subprocess.Popen(
+      [*command, str(work)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._log,
+      text=True,
+      # No telemetry, no way to a hub: the model is a folder.
+      env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+      cwd=work.parent,
+    )
+    try:
+      self.ready_seconds = self._answer()["ready"]
+    except BaseException:
+      self.close()
+      raise
+
+  def step(self) -> dict[str, float]:
+    """Lets it take one step.
+
+    Returns:
+      `sample`, `update` and `total` seconds, `tokens` sampled and `peak_memory_gib` so far.
+
+    Raises:
+      RuntimeError: it has ended; its last lines are in the message.
+    """
+    assert self._process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has ended: reading its answer says how
+      self._process.stdin.write("step\n")
+      self._process.stdin.flush()
+    return self._answer()
+
+  def _answer(self) -> dict[str, Any]:
+    assert self._process.stdout is not None
+    for line in self._process.stdout:
+      if line.startswith(MARK):
+        return json.loads(line.removeprefix(MARK))
+      self._log.write(line)
+    self._log.flush()
+    status = self._process.wait()
+    last = Path(self._log.name).read_text(encoding="utf-8").strip().splitlines()[-8:]
+    raise RuntimeError("\n".join([f"the peer ended with exit status {status}:", *last]))
+
+  def close(self) -> None:
+    """Ends it; it has nothing to lose."""
+    self._process.kill()
+    self._process.wait()
+    for stream in (self._process.stdin, self._process.stdout, self._log):
+      if stream is not None:
+        stream.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.close()

@@ -1,0 +1,92 @@
+"""What is timed: the shape of a model and the size of a step's batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_jax.models import DecoderConfig
+from grpo_jax.models.config import Dtype
+
+
+def _qwen2(**sizes: int) -> DecoderConfig:
+  return DecoderConfig(
+    **sizes,  # type: ignore[arg-type]
+    head_dim=64,
+    rope_theta=1e6,
+    tie_embeddings=True,
+    max_position_embeddings=2048,
+    eos_token_ids=(1,),
+    pad_token_id=0,
+  )
+
+
+# Qwen 2.5 in small: 23.6 and 134.5 million parameters.
+SHAPES = {
+  "S": _qwen2(
+    vocab_size=16384, hidden_size=384, intermediate_size=1536, num_layers=8, num_heads=6,
+    num_kv_heads=2,
+  ),
+  "M": _qwen2(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
+    num_kv_heads=3,
+  ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workload:
+  """The batch of one step; every completion runs to its full length, so that the work is fixed.
+
+  Attributes:
+    prompts: P, prompts a step.
+    prompt_tokens: S, tokens in each of them.
+    group_size: G, candidates a prompt.
+    completion_tokens: T, tokens in each candidate.
+  """
+
+  prompts: int = 4
+  prompt_tokens: int = 256
+  group_size: int = 8
+  completion_tokens: int = 64
+
+  def __post_init__(self) -> None:
+    for name in ("prompts", "prompt_tokens", "completion_tokens"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
+    if self.group_size < 2:
+      raise ValueError("--group_size must be at least 2: a candidate is compared with its group")
+
+  @property
+  def rows(self) -> int:
+    """Completions a step, P * G."""
+    return self.prompts * self.group_size
+
+  @property
+  def tokens(self) -> int:
+    """Sampled tokens a step, P * G * T."""
+    return self.rows * self.completion_tokens
+
+
+def read_shape(shape: str, dtype: Dtype = "float32") -> DecoderConfig:
+  """The decoder of a named shape, or of a Hugging Face `config.json`.
+
+  Args:
+    shape: `S`, `M` or a path that ends in `.json`.
+    dtype: compute dtype.
+
+  Raises:
+    ValueError: neither a known name nor a file of a decoder that is supported.
+  """
+  if shape in SHAPES:
+    return dataclasses.replace(SHAPES[shape], dtype=dtype)
+  path = Path(shape)
+  if path.suffix != ".json" or not path.is_file():
+    raise ValueError(f"--shape={shape}; expected {', '.join(SHAPES)} or a config.json that exists")
+  try:
+    config = DecoderConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  return dataclasses.replace(config, dtype=dtype)
