@@ -146,9 +146,10 @@ PRESETS = {
     "group_size": 8,
     "max_prompt_tokens": 448,
     "max_completion_tokens": 64,
-    "learning_rate": 6e-5,
+    "learning_rate": 7e-5,
+    "decay": "linear",
     # At temperature 1 a small policy's noise breaks long calls, and short wrong ones win.
-    "temperature": 0.6,
+    "temperature": 0.5,
     "aggregation": "token",
     "kl_every": 5,
     "checkpoint_every": 20,

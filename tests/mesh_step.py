@@ -46,7 +46,7 @@ def first_state(mesh) -> TrainState:
 
 
 def step_on(mesh):
-  """Samples, rewards and updates as `training.py` does; returns the state and its numbers."""
+  """Samples, rewards and updates as `training.py` does: the rollout, the state after, metrics."""
   state = first_state(mesh)
   reference = jax.tree.map(lambda x: 0.9 * x, state.params)
   rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def step_on(mesh):
   rollout = sample(state.params, None, prompts, step_key(state))
   tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return state, rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
+  return rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
 
 
 def share_on_a_device(array) -> float:
@@ -74,7 +74,7 @@ def main(out: str, folder: str, *meshes: str) -> None:
   with Checkpoints(folder) as checkpoints:
     for text in meshes:
       mesh = make_mesh(text)
-      before, rollout, state, metrics = step_on(mesh)
+      before, (rollout, state, metrics) = first_state(mesh), step_on(mesh)
       gradient = state.opt_state[0].trace
       numbers = {
         "tokens": rollout.tokens,

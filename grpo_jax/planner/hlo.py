@@ -1,7 +1,8 @@
 """Reads a compiled program's text: which collectives it runs, how often, and how many bytes.
 
 A loop's body stands in the text once, so what is inside is multiplied by the loop's trip count,
-which XLA writes beside the loop when it knows it.
+which XLA for CPU writes beside the loop; otherwise it follows from the loop's condition (`i < 10`)
+and from what the body adds to i, which is taken to start at zero.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ class Collective(NamedTuple):
 
 
 class _Computation(NamedTuple):
-  collectives: list[Collective]
-  calls: list[tuple[str, int]]
+  """A computation's lines, and its collectives by their channel."""
+
+  lines: list[str]
+  collectives: dict[str, Collective]
 
 
 def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Collective]:
@@ -53,26 +56,29 @@ def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Coll
   Args:
     text: `compiled.as_text()`.
     devices: in the mesh; the group where an instruction names none.
-    unknown_trips: iterations of loops whose number XLA does not know (a decoding loop that may end
+    unknown_trips: iterations of loops whose number is not known (a decoding loop that may end
       early: the most it can make).
 
   Returns:
     One entry an instruction, in no order that matters.
   """
-  computations, entry = _computations(text, devices, unknown_trips)
-  found: list[Collective] = []
+  computations, entry = _computations(text, devices)
+  found: dict[str, Collective] = {}
 
   def visit(name: str, times: int) -> None:
-    body = computations.get(name)
-    if body is None:
+    if name not in computations or not times:
       return
-    for one in body.collectives:
-      found.append(one._replace(runs=times, sent_bytes=times * one.sent_bytes))
-    for callee, trips in body.calls:
-      visit(callee, times * trips)
+    for channel, one in computations[name].collectives.items():
+      # A TPU program names a collective again in every operation that hides it, and those may
+      # stand in loops that it does not: it runs as often as where it is named least often.
+      if channel not in found or times < found[channel].runs:
+        found[channel] = one._replace(runs=times, sent_bytes=times * one.sent_bytes)
+    for line in computations[name].lines:
+      for callee, trips in _calls(line, computations, unknown_trips):
+        visit(callee, times * trips)
 
   visit(entry, 1)
-  return found
+  return list(found.values())
 
 
 def by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
@@ -94,35 +100,60 @@ def array_bytes(text: str) -> list[int]:
   return sizes
 
 
-def _computations(
-  text: str, devices: int, unknown_trips: int
-) -> tuple[dict[str, _Computation], str]:
+def _computations(text: str, devices: int) -> tuple[dict[str, _Computation], str]:
   computations: dict[str, _Computation] = {}
-  entry, current = "", _Computation([], [])
+  entry, name, current = "", "", _Computation([], {})
   for line in text.splitlines():
     if start := _COMPUTATION.match(line):
-      current = computations[start[2]] = _Computation([], [])
-      entry = start[2] if start[1] else entry
-      scatters = "all-reduce-scatter" in start[2]  # a TPU fusion that scatters what it reduces
+      name = start[2]
+      entry = name if start[1] else entry
+      current = computations[name] = _Computation([], {})
       continue
+    current.lines.append(line)
     if one := _COLLECTIVE.match(line):
-      current.collectives.append(_collective(line, one, devices, scatters))
-    current.calls.extend(_calls(line, unknown_trips))
+      channel = re.search(r"channel_id=(\d+)", line)
+      key = channel[1] if channel else f"{name} {len(current.lines)}"
+      # A fusion of this name is how a TPU program scatters what it reduces.
+      current.collectives[key] = _collective(line, one, devices, "all-reduce-scatter" in name)
   return computations, entry
 
 
-def _calls(line: str, unknown_trips: int) -> Iterator[tuple[str, int]]:
-  if "=%" not in line and "_computations=" not in line:
-    return
+def _calls(
+  line: str, computations: dict[str, _Computation], unknown_trips: int
+) -> Iterator[tuple[str, int]]:
+  """The computations that a line calls, and how often."""
   trips = 1
   if " while(" in line:
     known = _TRIPS.search(line)
-    trips = int(known[1]) if known else unknown_trips
+    trips = int(known[1]) if known else _trips(line, computations) or unknown_trips
   for name in _CALLEES.findall(line):
     yield name, trips
   for names in _BRANCHES.findall(line):
     for name in names.split(","):
       yield name.strip().lstrip("%"), 1  # an upper bound: every branch
+
+
+def _trips(line: str, computations: dict[str, _Computation]) -> int | None:
+  """Trips of a loop whose condition only compares a counter with a constant; None for others."""
+  names = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+  condition, body = ("\n".join(computations[names[part]].lines) for part in ("condition", "body"))
+  test = re.search(r"ROOT \S+ = \S+ compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", condition)
+  if not test:
+    return None
+  place = re.search(rf"%{re.escape(test[1])} = .* get-tuple-element\(.*index=(\d+)", condition)
+  end = _constant(test[2], condition)
+  root = re.search(r"ROOT \S+ = .* tuple\((.*?)\)(?:,|$)", body, re.MULTILINE)
+  if not place or end is None or not root:
+    return None
+  counter = re.findall(r"%([\w.\-]+)", root[1])[int(place[1])]
+  added = re.search(rf"%{re.escape(counter)} = .* add\(%([\w.\-]+), %([\w.\-]+)\)", body)
+  steps = [step for name in (added.groups() if added else ()) if (step := _constant(name, body))]
+  return -(-end // steps[0]) if steps else None
+
+
+def _constant(name: str, lines: str) -> int | None:
+  found = re.search(rf"%{re.escape(name)} = \S+ constant\((\d+)\)", lines)
+  return int(found[1]) if found else None
 
 
 def _collective(line: str, match: re.Match[str], devices: int, scatters: bool) -> Collective:

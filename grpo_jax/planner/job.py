@@ -115,7 +115,7 @@ def abstract_rollout(job: Job) -> Rollout:
 
 def trace_sample(job: Job) -> Any:
   """The sampling program, traced: `.jaxpr`, `.lower()`."""
-  grpo = resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids)
+  grpo = _resolved(job)
   program = sample_program(job.policy, job.mesh, grpo.sampling)
   return program.trace(
     _placed(job, abstract_state(job).params), None, _placed(job, abstract_rollout(job).prompts),
@@ -125,7 +125,7 @@ def trace_sample(job: Job) -> Any:
 
 def trace_learn(job: Job) -> Any:
   """The update program, traced: `.jaxpr`, `.lower()`."""
-  grpo = resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids)
+  grpo = _resolved(job)
   program = learn_program(job.policy, job.mesh, _optimizer(), grpo)
   state = abstract_state(job)
   reference = state.params if grpo.kl_weight else None
@@ -144,6 +144,11 @@ def bytes_per_device(tree: Any) -> int:
       size *= side
     total += size * leaf.dtype.itemsize
   return total
+
+
+def _resolved(job: Job) -> GRPOConfig:
+  # A stop token there must be: without one, decoding is a loop of known length, a different one.
+  return resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids or (0,))
 
 
 def _optimizer():

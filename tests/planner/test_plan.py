@@ -138,18 +138,18 @@ def compiled():
 
 def test_compiled_arguments_are_what_is_resident(compiled):
   for mesh, found in compiled.items():
-    held = sum(found["resident_bytes"].values())
-    assert found["update"]["arguments"] == pytest.approx(held, rel=0.02), mesh
-    assert found["sample"]["arguments"] == pytest.approx(
-      found["resident_bytes"]["parameters"], rel=0.04
-    ), mesh
+    held = found["resident"]
+    # Beside them stand a batch of tokens, or prompts and a key.
+    assert found["update"]["arguments"] == pytest.approx(sum(held.values()), rel=0.02), mesh
+    assert found["sample"]["arguments"] == pytest.approx(held["parameters"], rel=0.04), mesh
 
 
 def test_no_device_repeats_anothers_work(compiled):
   for mesh, found in compiled.items():
     for program in ("sample", "update"):
-      # XLA counts the rest of the arithmetic too, on these small shapes a good part.
-      assert 0.9 < found[program]["xla_flops"] / found[program]["once_flops"] < 1.6, (mesh, program)
+      # XLA counts additions and the like, too.
+      share = found[program]["xla_flops"] / found[program]["once_flops"]
+      assert 0.99 < share < 1.1, (mesh, program)
 
 
 def test_fsdp_gathers_weights_and_never_the_batch(compiled):
@@ -159,14 +159,20 @@ def test_fsdp_gathers_weights_and_never_the_batch(compiled):
 
 
 def test_depth_is_linear(compiled):
-  found = compiled["fsdp:8"]
-  for program in ("sample", "update"):
-    whole, line = found[program], found[f"{program}_extrapolated"]
-    for name in ("arguments", "outputs", "once_flops"):
-      assert line[name] == pytest.approx(whole[name], rel=1e-3), name
-    assert line["temporary"] == pytest.approx(whole["temporary"], rel=0.1)
-    for kind, (runs, sent) in whole["sent"].items():
-      assert line["sent"][kind] == [pytest.approx(runs, abs=2), pytest.approx(sent, rel=0.05)], kind
+  whole, line = compiled["fsdp:8"]["three"], compiled["fsdp:8"]["line"]
+  for name in ("arguments", "outputs", "once_flops"):
+    assert line[name] == whole[name], name
+  assert line["temporary"] == pytest.approx(whole["temporary"], rel=0.02)
+  for kind, (runs, sent) in whole["sent"].items():
+    assert line["sent"][kind] == [runs, pytest.approx(sent)], kind
+
+
+def test_messages_of_decoding_are_told_from_those_before(compiled):
+  sample = compiled["fsdp:8"]["sample"]
+  before, all_sent = sample["sent_before"], sum(sent for _, sent in sample["sent"].values())
+  weights = compiled["fsdp:8"]["resident"]["parameters"] * 7  # each device sends what others lack
+  # On CPU the compiler moves the weights' gathering out of the loop; tokens are sent in it.
+  assert before == pytest.approx(2 * weights, rel=0.3) and before < all_sent
 
 
 @pytest.mark.slow
