@@ -85,6 +85,7 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
           state, metrics = run.step(step, state, reward, signals.check)
         except Stopped:
           checkpoints.save(state, {"num_tokens": tokens})
+          checkpoints.wait()
           raise
         tokens += int(metrics.pop("tokens"))
         metrics["num_tokens"] = tokens

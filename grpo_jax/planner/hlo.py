@@ -44,10 +44,10 @@ class Collective(NamedTuple):
 
 
 class _Computation(NamedTuple):
-  """A computation's lines, and its collectives by their channel."""
+  """A computation's lines, and its collectives with their channel, which may be empty."""
 
   lines: list[str]
-  collectives: dict[str, Collective]
+  collectives: list[tuple[str, Collective]]
 
 
 def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Collective]:
@@ -63,22 +63,27 @@ def collectives(text: str, *, devices: int, unknown_trips: int = 1) -> list[Coll
     One entry an instruction, in no order that matters.
   """
   computations, entry = _computations(text, devices)
-  found: dict[str, Collective] = {}
+  found: list[Collective] = []
+  by_channel: dict[tuple[str, ...], Collective] = {}
 
   def visit(name: str, times: int) -> None:
     if name not in computations or not times:
       return
-    for channel, one in computations[name].collectives.items():
+    for channel, one in computations[name].collectives:
+      one = one._replace(runs=times, sent_bytes=times * one.sent_bytes)
       # A TPU program names a collective again in every operation that hides it, and those may
       # stand in loops that it does not: it runs as often as where it is named least often.
-      if channel not in found or times < found[channel].runs:
-        found[channel] = one._replace(runs=times, sent_bytes=times * one.sent_bytes)
+      key = (channel, one.kind, one.result, one.where)  # of `shard_map`, all have channel 1
+      if not channel:
+        found.append(one)
+      elif key not in by_channel or times < by_channel[key].runs:
+        by_channel[key] = one
     for line in computations[name].lines:
       for callee, trips in _calls(line, computations, unknown_trips):
         visit(callee, times * trips)
 
   visit(entry, 1)
-  return list(found.values())
+  return [*found, *by_channel.values()]
 
 
 def by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
@@ -102,19 +107,19 @@ def array_bytes(text: str) -> list[int]:
 
 def _computations(text: str, devices: int) -> tuple[dict[str, _Computation], str]:
   computations: dict[str, _Computation] = {}
-  entry, name, current = "", "", _Computation([], {})
+  entry, name, current = "", "", _Computation([], [])
   for line in text.splitlines():
     if start := _COMPUTATION.match(line):
       name = start[2]
       entry = name if start[1] else entry
-      current = computations[name] = _Computation([], {})
+      current = computations[name] = _Computation([], [])
       continue
     current.lines.append(line)
     if one := _COLLECTIVE.match(line):
       channel = re.search(r"channel_id=(\d+)", line)
-      key = channel[1] if channel else f"{name} {len(current.lines)}"
       # A fusion of this name is how a TPU program scatters what it reduces.
-      current.collectives[key] = _collective(line, one, devices, "all-reduce-scatter" in name)
+      found = _collective(line, one, devices, "all-reduce-scatter" in name)
+      current.collectives.append((channel[1] if channel else "", found))
   return computations, entry
 
 

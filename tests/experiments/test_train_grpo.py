@@ -111,5 +111,5 @@ def test_flags_that_are_given_win_over_the_preset(outcomes):
   found = outcomes[PRESET]
   assert found["grpo"]["sampling"]["group_size"] == 4
   assert found["reward_config"]["group_size"] == 4
-  assert (found["steps"], found["prompts_per_step"], found["learning_rate"]) == (80, 12, 6e-5)
+  assert (found["steps"], found["prompts_per_step"], found["learning_rate"]) == (80, 12, 7e-5)
   assert found["kl_every"] == 5 and found["run_dir"] == "runs/b"

@@ -48,6 +48,49 @@ def test_every_collective_is_found_with_its_bytes_and_runs():
   }
 
 
+def test_trips_follow_from_the_condition_and_the_step_of_the_counter():
+  program = """
+%body.1 (p: (f32[4], s32[])) -> (f32[4], s32[]) {
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=1
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two), metadata={op_name="n"}
+  %r = f32[4]{0} all-reduce(%x), channel_id=7, to_apply=%add
+  ROOT %t = (f32[4]{0}, s32[]{:T(128)}) tuple(%r, %next)
+}
+%cond.1 (p.1: (f32[4], s32[])) -> pred[] {
+  %end = s32[]{:T(128)} constant(9), metadata={op_name="e"}
+  %j = s32[]{:T(128)} get-tuple-element(%p.1), index=1
+  ROOT %less = pred[]{:T(512)} compare(%j, %end), direction=LT, metadata={op_name="l"}
+}
+ENTRY %main (x.1: f32[4]) -> f32[4] {
+  %loop = (f32[4]{0}, s32[]) while(%init), condition=%cond.1, body=%body.1
+  ROOT %out = f32[4]{0} get-tuple-element(%loop), index=0
+}
+"""
+  assert collectives(program, devices=4, unknown_trips=99)[0].runs == 5  # 0, 2, 4, 6, 8
+  early = program.replace("ROOT %less", "%less").replace(
+    '{op_name="l"}', '{op_name="l"}\n  ROOT %both = pred[] and(%less, %more)'
+  )
+  assert collectives(early, devices=4, unknown_trips=99)[0].runs == 99  # may end before
+
+
+def test_a_collective_that_is_hidden_behind_several_operations_counts_once():
+  program = """
+%start (a: f32[1]) -> f32[4] {
+  ROOT %g.1 = f32[4]{0} all-gather(%a), channel_id=3, dimensions={0}
+}
+%hiding (b: f32[1]) -> f32[4] {
+  ROOT %g.2 = f32[4]{0} all-gather(%b), channel_id=3, dimensions={0}
+}
+ENTRY %main (x: f32[1]) -> f32[4] {
+  %begun = f32[4] fusion(%x), kind=kCustom, calls=%start
+  %loop = f32[4] while(%begun), body=%hiding, backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+  found = collectives(program, devices=4)
+  assert [(one.runs, one.sent_bytes) for one in found] == [(1, 12.0)]
+
+
 def test_loops_of_unknown_length_can_be_left_out():
   assert by_kind(collectives(TEXT, devices=8, unknown_trips=0))["all-gather"][0] == 5
 
