@@ -15,14 +15,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from absl import app, flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the machine that plans need not have a device
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, config_named
+from grpo_jax.models import DecoderConfig, LoraConfig, config_named
+from grpo_jax.models.lora import TARGETS
+from grpo_jax.optimizers import Optimizer
 from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.report import as_record
 from grpo_jax.sampling import SamplingConfig
@@ -45,6 +47,11 @@ flags.DEFINE_integer("max_prompt_tokens", 512, "prompts are planned at this leng
 flags.DEFINE_integer("max_completion_tokens", 128, "completions are planned at this length, tokens")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the KL to the start; not 0: the start is held too")
 flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_integer(
+  "lora_rank", 0, "train adapters of this rank on the frozen model; 0: the whole model"
+)
+flags.DEFINE_list("lora_targets", list(TARGETS), "linear layers with adapters")
+flags.DEFINE_enum("optimizer", "adamw", get_args(Optimizer), "its state is part of the memory")
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "compute dtype")
 flags.DEFINE_list(
   "depths", [], "compile decoders of these two depths and extrapolate, such as 2,4; none: the whole"
@@ -82,6 +89,8 @@ def job() -> Job:
     grpo,
     FLAGS.prompts_per_step,
     FLAGS.max_prompt_tokens,
+    LoraConfig(FLAGS.lora_rank, targets=tuple(FLAGS.lora_targets)) if FLAGS.lora_rank else None,
+    FLAGS.optimizer,
   )
 
 

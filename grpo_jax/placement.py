@@ -7,6 +7,7 @@ instead, so that every device held those of the whole batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,3 +42,34 @@ def split_prompts(tree: Any, axis: int = 0) -> Any:
     return lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
   return jax.tree.map(split, tree)
+
+
+def gathered_once(function: Callable[..., Any], weight: jax.Array, *arrays: jax.Array) -> Any:
+  """Calls `function(weight, *arrays)` on each device's own prompts, the weight gathered before.
+
+  For functions that loop over the weight. In a loop's body the compiler would gather it in every
+  iteration and, in the backward pass, also sum its whole gradient over the devices in each; here it
+  is gathered once and the sum is scattered once. Does nothing special where `split_prompts` does
+  nothing.
+
+  Args:
+    function: without collectives of its own; its results have prompts first.
+    weight: its first axis is split over `fsdp`.
+    arrays: [P, ..].
+  """
+  parts = prompt_parts()
+  if parts == 1 or any(x.shape[0] % parts for x in arrays):
+    return function(weight, *arrays)
+
+  def local(weight, *arrays):
+    # Told here that prompts differ along `data`, or gradients would be summed over it at each use.
+    weight = lax.pcast(weight, "data", to="varying")
+    return function(lax.all_gather(weight, "fsdp", axis=0, tiled=True), *arrays)
+
+  own = PartitionSpec(BATCH_AXES)
+  return jax.shard_map(
+    local,
+    in_specs=(PartitionSpec("fsdp"), *(own for _ in arrays)),
+    out_specs=own,
+    axis_names=set(BATCH_AXES),
+  )(weight, *arrays)

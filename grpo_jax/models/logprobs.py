@@ -14,7 +14,7 @@ from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Params, completion_hidden, head_kernel
-from grpo_jax.placement import prompt_parts
+from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 
 CHUNK_BYTES = 2**26
@@ -63,12 +63,11 @@ def completion_logprobs(
     config, params, prompt_tokens, prompt_mask, completion_tokens, remat=remat
   )
   prompts, group, length, width = hidden.shape
-  scores = token_logprobs(
-    hidden.reshape(prompts, group * length, width),
+  scores = gathered_once(
+    lambda kernel, h, y: token_logprobs(h, kernel, y, temperature=temperature, chunk=chunk),
     head_kernel(config, params),
+    hidden.reshape(prompts, group * length, width),
     completion_tokens.reshape(prompts, group * length),
-    temperature=temperature,
-    chunk=chunk,
   )
   return TokenLogprobs(*(x.reshape(prompts, group, length) for x in scores))
 
@@ -88,15 +87,14 @@ def token_logprobs(
     kernel: [D, V], compute dtype.
     targets: [B, M] int.
     temperature: positive.
-    chunk: positions of M at a time; None takes as many as 64 MiB of float32 logits a device hold.
+    chunk: positions of M at a time; None takes as many as 64 MiB of float32 logits hold.
 
   Returns:
     `TokenLogprobs` of [B, M].
   """
   rows, length, _ = hidden.shape
   if chunk is None:
-    own_rows = -(-rows // prompt_parts())  # of one device
-    chunk = max(1, CHUNK_BYTES // (4 * own_rows * kernel.shape[1]))
+    chunk = max(1, CHUNK_BYTES // (4 * rows * kernel.shape[1]))
   pieces = -(-length // min(chunk, length))
   chunk = -(-length // pieces)  # even pieces: at most one position of padding each
   pad = ((0, 0), (0, pieces * chunk - length))

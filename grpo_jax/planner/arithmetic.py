@@ -13,20 +13,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from grpo_jax.models.logprobs import CHUNK_BYTES
-from grpo_jax.planner.job import Job, abstract_state, bytes_per_device
+from grpo_jax.planner.job import (
+  Job,
+  abstract_base,
+  abstract_reference,
+  abstract_state,
+  bytes_per_device,
+)
 
 
 class Resident(NamedTuple):
   """What a device holds through the whole run, in bytes; exact, from shapes and places.
 
   Attributes:
-    parameters: float32 master weights.
-    optimizer: AdamW's two moments.
-    reference: the frozen start, where a KL term needs it.
+    parameters: what is trained, in float32.
+    optimizer: its state.
+    base: the frozen model under adapters, in the compute dtype.
+    reference: the policy of the start, where a KL term needs it and it is not the base.
   """
 
   parameters: int
   optimizer: int
+  base: int
   reference: int
 
   @property
@@ -58,11 +66,11 @@ class Phase(NamedTuple):
 def resident(job: Job) -> Resident:
   """Bytes of weights, optimizer and reference on one device."""
   state = abstract_state(job)
-  parameters = bytes_per_device(state.params)
   return Resident(
-    parameters,
+    bytes_per_device(state.params),
     bytes_per_device(state.opt_state),
-    parameters if job.grpo.kl_weight else 0,
+    bytes_per_device(abstract_base(job)),
+    0 if job.lora else bytes_per_device(abstract_reference(job)),
   )
 
 
@@ -80,7 +88,7 @@ def temporaries(job: Job) -> tuple[float, float]:
   c, b, tensor = job.policy, _width(job), job.mesh.shape["tensor"]
   local = job.prompts_per_step // job.parts
   # Weights in the compute dtype, two layers of them gathered at a time, and the gathered head.
-  copies = resident(job).parameters * b / 4 if b < 4 else 0
+  copies = resident(job).parameters * b / 4 if b < 4 else 0  # a frozen base has it already
   gathered = (2 * _layer_weights(job) + c.vocab_size * c.hidden_size) * b / tensor
   gathered *= job.mesh.shape["fsdp"] > 1
   logits = local * job.group * c.vocab_size / tensor * 4
@@ -119,7 +127,7 @@ def decode_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
 
 
 def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
-  """Forward and backward passes of every micro-batch, then AdamW."""
+  """Forward and backward passes of every micro-batch, then the optimizer."""
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
   sweeps = 3 if job.grpo.remat else 2
   rows = -(-job.micro_batch // job.parts)
@@ -128,9 +136,11 @@ def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   logits = 4 * rows * job.group * job.completion_tokens * job.policy.vocab_size * 2 * 3
   tensor = job.mesh.shape["tensor"]
   each = sweeps * _read_once(job) + gradients + (scores + logits) / tensor
-  # AdamW reads gradient, weight and moments, writes weight and moments; the norm reads once more.
+  # The optimizer reads gradient, weight and state, writes the last two; the norm reads once more.
   steps = job.grpo.inner_updates * job.grpo.minibatches
-  return Phase(flops, passes * each + steps * 8 * resident(job).parameters, sent_bytes)
+  held = resident(job)
+  moved = 4 * held.parameters + 2 * held.optimizer
+  return Phase(flops, passes * each + steps * moved, sent_bytes)
 
 
 def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
@@ -147,8 +157,8 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   decode = (job.completion_tokens - 1) * (gather + reduce * local * job.group)
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
   sweeps = 3 if job.grpo.remat else 2
-  scatter = _weights(job) * 4 / tensor * (fsdp - 1) / fsdp
-  copies = 2 * _weights(job) * 4 / tensor / fsdp * (data - 1) / data
+  trained = resident(job).parameters  # of a device
+  scatter, copies = trained * (fsdp - 1), 2 * trained * (data - 1) / data
   row = job.prompt_tokens + job.group * (job.completion_tokens - 1)
   acts = sweeps * reduce * job.micro_batch / job.parts * row
   return prefill, decode, passes * (sweeps * gather + scatter + copies + acts)

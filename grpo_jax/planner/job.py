@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.models import DecoderConfig, LoraConfig, init_adapters, init_params
+from grpo_jax.optimizers import Optimizer, make_optimizer, make_schedule
 from grpo_jax.programs import learn_program, resolve, sample_program
 from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
 from grpo_jax.types import Prompts, Rollout, TrainState
@@ -28,6 +28,8 @@ class Job:
     grpo: the algorithm's settings; G, T and the micro-batch among them.
     prompts_per_step: P.
     prompt_tokens: S, the padded length of a prompt.
+    lora: the adapters that are trained on the frozen model; None trains the whole model.
+    optimizer: which.
   """
 
   policy: DecoderConfig
@@ -35,6 +37,8 @@ class Job:
   grpo: GRPOConfig
   prompts_per_step: int
   prompt_tokens: int
+  lora: LoraConfig | None = None
+  optimizer: Optimizer = "adamw"
 
   def __post_init__(self) -> None:
     parts = batch_parts(self.mesh)
@@ -85,19 +89,35 @@ class Job:
 
 
 def abstract_state(job: Job) -> TrainState:
-  """The `TrainState` of shapes, each with its place on the mesh; the optimizer is AdamW.
+  """The `TrainState` of shapes, each with its place on the mesh.
 
   Raises:
     ValueError: the mesh does not divide the model.
   """
-  params = jax.eval_shape(lambda: init_params(job.policy, jax.random.key(0)))
-  tx = _optimizer()
+
+  def trained(key: jax.Array) -> Any:
+    return init_adapters(job.policy, job.lora, key) if job.lora else init_params(job.policy, key)
+
+  params = jax.eval_shape(trained, _abstract_key())
+  opt_state = jax.eval_shape(_optimizer(job).init, params)
   step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-  state = TrainState(params, jax.eval_shape(tx.init, params), step, _abstract_key())
-  placed = state_shardings(job.policy, job.mesh, state)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
-  )
+  return _on_mesh(job, TrainState(params, opt_state, step, _abstract_key()))
+
+
+def abstract_base(job: Job) -> Any:
+  """The frozen base under adapters, in the compute dtype, as shapes; None without adapters."""
+  if job.lora is None:
+    return None
+  whole = jax.eval_shape(lambda key: init_params(job.policy, key), _abstract_key())
+  dtype = jnp.dtype(job.policy.dtype)
+  return _on_mesh(job, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), whole))
+
+
+def abstract_reference(job: Job) -> Any:
+  """The policy of the start where a KL term needs it: the base itself under adapters."""
+  if not job.grpo.kl_weight:
+    return None
+  return abstract_base(job) if job.lora else abstract_state(job).params
 
 
 def abstract_rollout(job: Job) -> Rollout:
@@ -116,22 +136,18 @@ def abstract_rollout(job: Job) -> Rollout:
 def trace_sample(job: Job) -> Any:
   """The sampling program, traced: `.jaxpr`, `.lower()`."""
   grpo = _resolved(job)
-  program = sample_program(job.policy, job.mesh, grpo.sampling)
-  return program.trace(
-    _placed(job, abstract_state(job).params), None, _placed(job, abstract_rollout(job).prompts),
-    _abstract_key(),
-  )  # fmt: skip
+  program = sample_program(job.policy, job.mesh, grpo.sampling, job.lora)
+  trained, prompts = abstract_state(job).params, abstract_rollout(job).prompts
+  return program.trace(*_traceable(job, (trained, abstract_base(job), prompts)), _abstract_key())
 
 
 def trace_learn(job: Job) -> Any:
   """The update program, traced: `.jaxpr`, `.lower()`."""
   grpo = _resolved(job)
-  program = learn_program(job.policy, job.mesh, _optimizer(), grpo)
-  state = abstract_state(job)
-  reference = state.params if grpo.kl_weight else None
+  program = learn_program(job.policy, job.mesh, _optimizer(job), grpo, job.lora)
+  before = (abstract_state(job), abstract_base(job), abstract_reference(job))
   rewards = jax.ShapeDtypeStruct((job.prompts_per_step, job.group), jnp.float32)
-  state, reference, rollout = _placed(job, (state, reference, abstract_rollout(job)))
-  return program.trace(state, None, reference, rollout, rewards)
+  return program.trace(*_traceable(job, (*before, abstract_rollout(job))), rewards)
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -151,16 +167,21 @@ def _resolved(job: Job) -> GRPOConfig:
   return resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids or (0,))
 
 
-def _optimizer():
+def _optimizer(job: Job) -> Any:
   # Only its state's shape matters here, and no number below changes it.
-  return make_optimizer("adamw", make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
+  return make_optimizer(job.optimizer, make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
 
 
 def _abstract_key() -> Any:
   return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _placed(job: Job, tree: Any) -> Any:
+def _on_mesh(job: Job, tree: Any) -> Any:
+  placed = state_shardings(job.policy, job.mesh, tree)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
+
+
+def _traceable(job: Job, tree: Any) -> Any:
   """Without devices, programs are traced with shapes alone."""
   if isinstance(job.mesh, Mesh):
     return tree

@@ -67,8 +67,7 @@ class Plan:
     """A device's memory while it samples; the optimizer waits beside the program."""
     if self.sample is None:
       return self.resident.total + self.estimated[0]
-    beside = self.resident.optimizer + self.resident.reference
-    return beside + self.sample.total
+    return self.resident.optimizer + self.resident.reference + self.sample.total
 
   @property
   def update_bytes(self) -> float:

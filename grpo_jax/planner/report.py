@@ -64,9 +64,10 @@ def _heading(plan: Plan) -> str:
   job, chip = plan.job, plan.topology.chip
   mesh = ",".join(f"{axis}:{size}" for axis, size in mesh_text(job.mesh).items())
   micro = f"{job.micro_batch} prompts in a backward pass"
+  lora = f", adapters of rank {job.lora.rank}" if job.lora else ""
   lines = [
-    f"{parameter_count(job) / 1e9:.2f}B parameters, {job.policy.dtype}, on {plan.topology.text} "
-    f"({plan.topology.num_devices} devices), mesh {mesh}",
+    f"{parameter_count(job) / 1e9:.2f}B parameters{lora}, {job.policy.dtype}, on "
+    f"{plan.topology.text} ({plan.topology.num_devices} devices), mesh {mesh}",
     f"{job.prompts_per_step} prompts x {job.group} candidates, {job.prompt_tokens} + "
     f"{job.completion_tokens} tokens, {micro}{', layers rematerialised' * job.grpo.remat}",
     f"a device: {chip.per_device(chip.hbm_bytes) / GIB:.1f} GiB, "
@@ -84,9 +85,11 @@ def _heading(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
   held, gib = plan.resident, lambda size: f"{size / GIB:.2f}"
   rows = [
-    ["parameters (float32)", gib(held.parameters), gib(held.parameters)],
-    ["optimizer (AdamW)", gib(held.optimizer), gib(held.optimizer)],
+    ["trained parameters, float32", gib(held.parameters), gib(held.parameters)],
+    [f"optimizer ({plan.job.optimizer})", gib(held.optimizer), gib(held.optimizer)],
   ]
+  if held.base:
+    rows.append([f"frozen base, {plan.job.policy.dtype}", gib(held.base), gib(held.base)])
   if held.reference:
     rows.append(["reference policy", gib(held.reference), gib(held.reference)])
   both = plan.sample, plan.update
@@ -109,7 +112,7 @@ def _rest(plan: Plan, program: Program | None) -> float:
   """What a program's sizes hold beside its temporaries and what is resident."""
   if program is None or program.refused:
     return 0.0
-  inside = plan.resident.parameters
+  inside = plan.resident.parameters + plan.resident.base
   if program.name == "update":
     inside = plan.resident.total
   return program.total - program.temporary - inside

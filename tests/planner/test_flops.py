@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from grpo_jax.planner.flops import count_flops
 
@@ -28,8 +30,8 @@ def test_what_is_rematerialised_counts_again():
   two = lambda w, x: jnp.sum(jnp.sin(jnp.sin(x @ w) @ w))
   again = jax.checkpoint(two, prevent_cse=True)
   # Kept: 2 forward, 2 for w and 1 for the middle. Repeated: the first product and the second.
-  assert count(jax.grad(two), W, X) == 5 * ONE
-  assert count(jax.grad(again), W, X) == 7 * ONE
+  assert count(jax.value_and_grad(two), W, X) == 5 * ONE
+  assert count(jax.value_and_grad(again), W, X) == 7 * ONE
 
 
 def test_loops_are_multiplied_out():
@@ -44,6 +46,26 @@ def test_loops_are_multiplied_out():
 def test_the_dearer_branch_counts():
   either = lambda x, w: lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: (x @ w) @ w)
   assert count(either, X, W) == 2 * ONE
+
+
+def test_what_no_result_needs_is_left_out():
+  halves = lambda x, w: (x @ w, (x @ w) @ w)
+  assert count(lambda x, w: jax.jit(halves)(x, w)[0], X, W) == ONE
+  unused = lambda x, w: lax.scan(lambda c, _: (c, c @ w), x, None, length=6)[0]
+  assert count(unused, X, W) == 0
+
+
+def test_a_mapped_share_counts_for_every_device():
+  mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
+
+  def mapped(x, w):
+    with jax.sharding.use_abstract_mesh(mesh):
+      inner = jax.shard_map(
+        lambda x, w: x @ w, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), axis_names={"fsdp"}
+      )
+      return inner(x, w)
+
+  assert count(mapped, X, W) == ONE
 
 
 def test_batched_products_and_several_axes():

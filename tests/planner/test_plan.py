@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, empty_completion_cache
+from grpo_jax.models import DecoderConfig, LoraConfig, empty_completion_cache
 from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.arithmetic import caches, parameter_count, resident
 from grpo_jax.planner.compiled import Program, extrapolate, memory_asked_for
@@ -24,6 +24,7 @@ from grpo_jax.sampling import SamplingConfig
 ROOT = Path(__file__).parents[2]
 CONFIG = DecoderConfig(128, 64, 96, 2, 4, 2, 16, dtype="bfloat16")
 GRPO = GRPOConfig(sampling=SamplingConfig(group_size=4, max_tokens=9), micro_batch_prompts=8)
+WITH_KL = dataclasses.replace(GRPO, kl_weight=0.1)
 H100 = parse_topology("h100:8")
 
 
@@ -42,8 +43,27 @@ def test_what_is_resident_is_counted_exactly():
   # Matrices are split eight ways, norms and biases are not.
   small = 2 * (64 + 32 + 32 + 2 * 64) + 64
   assert resident(job()).parameters == 4 * ((params - small) // 8 + small)
-  with_kl = dataclasses.replace(GRPO, kl_weight=0.1)
-  assert resident(job(grpo=with_kl)).reference == held.parameters // 8 + 4 * small * 7 // 8
+  assert resident(job(grpo=WITH_KL)).reference == held.parameters // 8 + 4 * small * 7 // 8
+
+
+def test_adapters_are_trained_on_a_base_in_the_compute_dtype():
+  plan = make_plan(
+    job(lora=LoraConfig(4, targets=("q", "down")), grpo=WITH_KL), H100, largest=False
+  )
+  held, whole = plan.resident, resident(job())
+  # q: A [64, 4] split eight ways, B [4, 64] not; down: A [96, 4] not, B [4, 64] split eight ways.
+  ours = 4 * 2 * (64 * 4 // 8 + 4 * 64 + 96 * 4 + 4 * 64 // 8)
+  assert (held.parameters, held.base) == (ours, whole.parameters // 2)
+  assert held.reference == 0  # the base is the reference
+  assert held.optimizer == 2 * ours + 2 * 4
+  # No gradient of a frozen kernel: the update computes less than the whole model's.
+  full = make_plan(job(grpo=WITH_KL), H100, largest=False)
+  assert plan.phases["update"].flops < 0.9 * full.phases["update"].flops
+  assert "adapters of rank 4" in describe(plan) and "frozen base, bfloat16" in describe(plan)
+
+
+def test_adafactor_needs_less_memory():
+  assert resident(job(optimizer="adafactor")).optimizer < resident(job()).optimizer
 
 
 def test_caches_are_those_that_the_sampler_makes():
@@ -151,17 +171,9 @@ def test_no_device_repeats_anothers_work(compiled):
       assert 0.99 < share < 1.1, (mesh, program)
 
 
-def test_fsdp_gathers_weights(compiled):
+def test_fsdp_gathers_weights_and_never_the_batch(compiled):
   for mesh, found in compiled.items():
     assert found["weights_gathered"], mesh
-
-
-@pytest.mark.xfail(
-  jax.__version_info__ >= (0, 12),
-  reason="jax 0.12 gathers the activations' gradient on fsdp:4,tensor:2 (not on fsdp:8)",
-)
-def test_fsdp_never_gathers_the_batch(compiled):
-  for mesh, found in compiled.items():
     assert not found["batch_moved"], (mesh, found["batch_moved"])
 
 
