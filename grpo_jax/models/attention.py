@@ -6,6 +6,10 @@ heads, K key/value heads, R = Q / K, H head width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -41,18 +45,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   Returns:
     [P, S, Q * H].
   """
-  prompts, length, heads, width = q.shape
-  kv_heads = kv.k.shape[1]
-  q = (q * width**-0.5).reshape(prompts, length, kv_heads, heads // kv_heads, width)
-  q = jnp.moveaxis(q, 1, 3).reshape(prompts, kv_heads, -1, width)  # [P, K, R * S, H]
-  scores = jnp.einsum("pkmh,pksh->pkms", q, kv.k, preferred_element_type=jnp.float32)
-  scores = scores.reshape(prompts, kv_heads, -1, length, length)
-  seen = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
-  scores = jnp.where(seen[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  out = jnp.einsum("pkms,pksh->pkmh", weights.reshape(prompts, kv_heads, -1, length), kv.v)
-  out = jnp.moveaxis(out.reshape(prompts, kv_heads, -1, length, width), 3, 1)
-  return out.reshape(prompts, length, heads * width)
+  return _over_prompts(_attend_prompt, q, kv, mask)
 
 
 def attend_completion(
@@ -68,32 +61,64 @@ def attend_completion(
     prompt: [P, K, S, H] each.
     own: [P, G, K, T', H] each.
     prompt_mask: [P, S] bool, real tokens.
-    own_mask: bool, broadcastable to [P, G, T, T'].
+    own_mask: [T, T'] bool, which of its own tokens each one sees.
 
   Returns:
     [P, G, T, Q * H].
   """
-  prompts, group, length, heads, width = q.shape
-  kv_heads = prompt.k.shape[1]
-  # Both products are plain batched matrix products, [P, K] with M = G * T * R rows and [P, G, K]
-  # with T * R rows: the large score arrays are never transposed, only the small results are.
-  q = (q * width**-0.5).reshape(prompts, group, length, kv_heads, heads // kv_heads, width)
-  far_q = q.transpose(0, 3, 1, 2, 4, 5).reshape(prompts, kv_heads, -1, width)
-  near_q = q.transpose(0, 1, 3, 2, 4, 5).reshape(prompts, group, kv_heads, -1, width)
-  far = jnp.einsum("pkmh,pksh->pkms", far_q, prompt.k, preferred_element_type=jnp.float32)
-  near = jnp.einsum("pgkmh,pgkuh->pgkmu", near_q, own.k, preferred_element_type=jnp.float32)
-  far = jnp.where(prompt_mask[:, None, None], far, MASKED)
-  own_mask = jnp.repeat(own_mask, heads // kv_heads, axis=-2)  # a row for each of T * R queries
-  near = jnp.where(own_mask[:, :, None], near, MASKED)
+  attend = functools.partial(_attend_completion, own_mask=own_mask)
+  return _over_prompts(attend, q, prompt, own, prompt_mask)
 
-  far_rows = lambda x: x.reshape(prompts, kv_heads, group, -1, *x.shape[3:])  # [P, K, G, T * R]
+
+def _over_prompts(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
+  """Maps over the leading axis; an axis of one is left out instead.
+
+  XLA on CPU sums over arrays that begin with an axis of one up to ten times slower than without it.
+  """
+  if jax.tree.leaves(args)[0].shape[0] > 1:
+    return jax.vmap(function)(*args)
+  return function(*jax.tree.map(lambda x: x[0], args))[None]
+
+
+def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
+  length, heads, width = q.shape
+  kv_heads = kv.k.shape[0]
+  q = (q * width**-0.5).reshape(length, kv_heads, heads // kv_heads, width)
+  q = jnp.moveaxis(q, 0, 2).reshape(kv_heads, -1, width)  # [K, R * S, H]
+  scores = jnp.einsum("kmh,ksh->kms", q, kv.k, preferred_element_type=jnp.float32)
+  scores = scores.reshape(kv_heads, -1, length, length)
+  seen = jnp.tril(jnp.ones((length, length), bool)) & mask
+  scores = jnp.where(seen, scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  out = jnp.einsum("kms,ksh->kmh", weights.reshape(kv_heads, -1, length), kv.v)
+  out = jnp.moveaxis(out.reshape(kv_heads, -1, length, width), 2, 0)
+  return out.reshape(length, heads * width)
+
+
+def _attend_completion(
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
+) -> jax.Array:
+  group, length, heads, width = q.shape
+  kv_heads = prompt.k.shape[0]
+  # Both products are plain batched matrix products, [K] with M = G * T * R rows and [G, K] with
+  # T * R rows: the large score arrays are never transposed, only the small results are.
+  q = (q * width**-0.5).reshape(group, length, kv_heads, heads // kv_heads, width)
+  far_q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, -1, width)
+  near_q = q.transpose(0, 2, 1, 3, 4).reshape(group, kv_heads, -1, width)
+  far = jnp.einsum("kmh,ksh->kms", far_q, prompt.k, preferred_element_type=jnp.float32)
+  near = jnp.einsum("gkmh,gkuh->gkmu", near_q, own.k, preferred_element_type=jnp.float32)
+  far = jnp.where(prompt_mask, far, MASKED)
+  own_mask = jnp.repeat(own_mask, heads // kv_heads, axis=0)  # a row for each of T * R queries
+  near = jnp.where(own_mask, near, MASKED)
+
+  far_rows = lambda x: x.reshape(kv_heads, group, -1, *x.shape[2:])  # [K, G, T * R]
   far_top, near_top = far.max(-1), near.max(-1)
-  top = lax.stop_gradient(jnp.maximum(far_rows(far_top), near_top.swapaxes(1, 2)))
+  top = lax.stop_gradient(jnp.maximum(far_rows(far_top), near_top.swapaxes(0, 1)))
   far = jnp.exp(far - top.reshape(far_top.shape)[..., None])
-  near = jnp.exp(near - top.swapaxes(1, 2)[..., None])
-  total = far_rows(far.sum(-1)) + near.sum(-1).swapaxes(1, 2)
-  out = far_rows(jnp.einsum("pkms,pksh->pkmh", far.astype(q.dtype), prompt.v))
-  out = out + jnp.einsum("pgkmu,pgkuh->pgkmh", near.astype(q.dtype), own.v).swapaxes(1, 2)
-  out = (out / total[..., None]).astype(q.dtype)  # [P, K, G, T * R, H]
-  out = out.reshape(prompts, kv_heads, group, length, -1, width).transpose(0, 2, 3, 1, 4, 5)
-  return out.reshape(prompts, group, length, heads * width)
+  near = jnp.exp(near - top.swapaxes(0, 1)[..., None])
+  total = far_rows(far.sum(-1)) + near.sum(-1).swapaxes(0, 1)
+  out = far_rows(jnp.einsum("kms,ksh->kmh", far.astype(q.dtype), prompt.v))
+  out = out + jnp.einsum("gkmu,gkuh->gkmh", near.astype(q.dtype), own.v).swapaxes(0, 1)
+  out = (out / total[..., None]).astype(q.dtype)  # [K, G, T * R, H]
+  out = out.reshape(kv_heads, group, length, -1, width).transpose(1, 2, 0, 3, 4)
+  return out.reshape(group, length, heads * width)

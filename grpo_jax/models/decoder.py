@@ -29,7 +29,7 @@ from jax import lax
 from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
-from grpo_jax.models.layers import Dense, RMSNorm
+from grpo_jax.models.layers import Dense, RMSNorm, stored
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.placement import split_prompts
 from grpo_jax.types import Array
@@ -46,7 +46,7 @@ class Row:
     group: G (0 when the row holds a prompt only).
     positions: [P, L] int32, RoPE positions.
     prompt_mask: [P, S'] bool, real tokens of the prompt in the row or in the cache.
-    completion_mask: bool, broadcastable to [P, G, T, T'], which own tokens a completion token sees.
+    completion_mask: [T, T'] bool, which of its own tokens a completion token sees.
   """
 
   prompt: int = struct.field(pytree_node=False)
@@ -79,14 +79,18 @@ class Layer(nn.Module):
 
   def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
     """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
+    shape = x.shape
+    # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
+    x = x.reshape(-1, shape[-1])
     attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
-    return x + self.down(nn.silu(self.gate(h)) * self.up(h)), prompt, own
+    x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
+    return x.reshape(shape), prompt, own
 
   def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
     c = self.config
-    split = lambda y, heads: y.reshape(*y.shape[:2], heads, c.head_dim)
+    split = lambda y, heads: y.reshape(*row.positions.shape, heads, c.head_dim)
     q, k, v = (split(self.q(x), c.num_heads), split(self.k(x), c.num_kv_heads),
                split(self.v(x), c.num_kv_heads))  # fmt: skip
     if c.qk_norm:
@@ -106,7 +110,8 @@ class Layer(nn.Module):
       assert prompt is not None and row.completion_mask is not None  # a group continues something
       out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
       parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
-    return jnp.concatenate(parts, axis=1), prompt, own
+    out = jnp.concatenate(parts, axis=1)
+    return out.reshape(-1, out.shape[-1]), prompt, own
 
 
 def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
@@ -139,7 +144,7 @@ class Decoder(nn.Module):
     c = self.config
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
-    rope = (jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+    rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
     x = split_prompts(self.embed(tokens))
     prompts, owns = [], []
     for i, layer in enumerate(self.layers):
@@ -149,7 +154,7 @@ class Decoder(nn.Module):
       x = split_prompts(x)
       prompts.append(prompt)
       owns.append(own)
-    return self.final_norm(x), tuple(prompts), tuple(owns)
+    return self.final_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape), tuple(prompts), tuple(owns)
 
   def __call__(self, tokens):
     """Touches every parameter, for initialisation."""
@@ -252,7 +257,7 @@ def decode_step(
   """
   group = tokens.shape[1]
   positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
-  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None, None, None, :]
+  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None]
   row = Row(0, group, positions, prompt.mask, seen)
   hidden, _, own = _trunk(config, params, tokens, row, prompt.layers, own, step)
   return hidden, own
@@ -290,7 +295,7 @@ def completion_hidden(
     group if length > 1 else 0,
     jnp.concatenate([positions_of(prompt_mask), own_positions], axis=1),
     prompt_mask,
-    jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None],
+    jnp.tril(jnp.ones((length - 1, length - 1), bool)),
   )
   tokens = jnp.concatenate([prompt_tokens, fed.astype(prompt_tokens.dtype)], axis=1)
   hidden, _, _ = _trunk(config, params, tokens, row, remat=remat)

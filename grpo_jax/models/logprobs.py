@@ -1,11 +1,13 @@
 """Log-probabilities and entropies of given tokens, without ever holding all the logits.
 
 The `[.., T, V]` logits of a batch are the largest array of GRPO training (V is 152k for Qwen 2.5).
-They are computed here a chunk of positions at a time and rematerialised in the backward pass.
+They are computed here a chunk of positions at a time; the backward pass computes them again, unless
+one chunk holds all.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from grpo_jax.models.decoder import Params, completion_hidden, head_kernel
 from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**27
 
 
 class TokenLogprobs(NamedTuple):
@@ -53,7 +55,7 @@ def completion_logprobs(
     completion_tokens: [P, G, T] int, padded on the right; entries of padding are meaningless.
     temperature: logits are divided by it; the policy that is scored is the one so sampled.
     remat: recompute each layer in the backward pass instead of keeping its activations.
-    chunk: positions of [G * T] whose logits are alive at once; None bounds them by 64 MiB a
+    chunk: positions of [G * T] whose logits are alive at once; None bounds them by 128 MiB a
       device.
 
   Returns:
@@ -87,31 +89,92 @@ def token_logprobs(
     kernel: [D, V], compute dtype.
     targets: [B, M] int.
     temperature: positive.
-    chunk: positions of M at a time; None takes as many as 64 MiB of float32 logits hold.
+    chunk: positions of M at a time; None takes as many as 128 MiB of float32 logits hold.
 
   Returns:
     `TokenLogprobs` of [B, M].
   """
-  rows, length, _ = hidden.shape
+  rows, length, width = hidden.shape
   if chunk is None:
     chunk = max(1, CHUNK_BYTES // (4 * rows * kernel.shape[1]))
   pieces = -(-length // min(chunk, length))
   chunk = -(-length // pieces)  # even pieces: at most one position of padding each
   pad = ((0, 0), (0, pieces * chunk - length))
-
-  @jax.checkpoint
-  def piece(inputs):
-    h, y = inputs
-    logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32) / temperature
-    total = jax.nn.logsumexp(logits, axis=-1)
-    logp = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - total
-    # The entropy is a diagnostic: keeping it out of the gradient halves the backward work here.
-    frozen = lax.stop_gradient(logits - total[..., None])
-    return logp, -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
-
-  split = lambda x: x.reshape(rows, pieces, chunk, *x.shape[2:]).swapaxes(0, 1)
-  inputs = (split(jnp.pad(hidden, (*pad, (0, 0)))), split(jnp.pad(targets, pad)))
-  outputs = jax.tree.map(lambda x: x[None], piece(jax.tree.map(lambda x: x[0], inputs))) \
-    if pieces == 1 else lax.map(piece, inputs)  # fmt: skip
-  join = lambda x: x.swapaxes(0, 1).reshape(rows, pieces * chunk)[:, :length]
+  # Rows of a piece in one axis: XLA on CPU is slow at sums over arrays with an axis of one.
+  split = lambda x, *end: (
+    x.reshape(rows, pieces, chunk, *end).swapaxes(0, 1).reshape(pieces, rows * chunk, *end)
+  )
+  h, y = split(jnp.pad(hidden, (*pad, (0, 0))), width), split(jnp.pad(targets, pad))
+  outputs = _token_scores(h, kernel, y, temperature)
+  join = lambda x: x.reshape(pieces, rows, chunk).swapaxes(0, 1).reshape(rows, -1)[:, :length]
   return TokenLogprobs(*(join(x) for x in outputs))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _token_scores(
+  hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probs and entropies [C, N] float32 of hidden [C, N, D] and targets [C, N], C at a time.
+
+  The gradient of a token's log-prob with respect to its logits is one-hot minus softmax, whatever
+  is done with it later. So the forward pass already takes that through the head's transpose, while
+  the logits are there, and the backward pass only scales the result.
+  """
+  scores = lambda piece: _scores(kernel, temperature, *piece)[:2]
+  return _over_pieces(scores, (hidden, targets))
+
+
+def _scores(kernel: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
+  """Of one piece: log-probs, entropies [N], and the softmax minus the one-hot target [N, V]."""
+  logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32) / temperature
+  frozen = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  logp = jnp.take_along_axis(frozen, y[:, None], axis=-1)[:, 0]
+  chances = jnp.exp(frozen)
+  hit = jnp.arange(logits.shape[-1]) == y[:, None]
+  return logp, -jnp.sum(chances * frozen, axis=-1), (chances - hit).astype(h.dtype)
+
+
+def _token_scores_forward(hidden, kernel, targets, temperature):
+  kept = hidden.shape[0] == 1  # one piece: its [N, V] array is small enough to wait
+
+  def piece(inputs):
+    logp, entropy, excess = _scores(kernel, temperature, *inputs)
+    slope = jnp.matmul(excess, kernel.T, preferred_element_type=jnp.float32)
+    return logp, entropy, slope.astype(hidden.dtype), excess if kept else None
+
+  logp, entropy, slope, excess = _over_pieces(piece, (hidden, targets))
+  return (logp, entropy), (hidden, kernel, targets, slope, excess)
+
+
+def _token_scores_backward(temperature, saved, cotangents):
+  hidden, kernel, targets, slope, excess = saved
+  # The entropy is a diagnostic and has no gradient.
+  scale = -cotangents[0][..., None] / temperature
+  scaled = (hidden * scale).astype(hidden.dtype)
+
+  def weight_gradient(total, inputs):
+    h, y, scaled, excess = inputs
+    if excess is None:
+      excess = _scores(kernel, temperature, h, y)[2]
+    part = lax.dot_general(
+      scaled, excess, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return total + part, None
+
+  pieces = (hidden, targets, scaled, excess)
+  start = jnp.zeros_like(kernel, jnp.float32)
+  if hidden.shape[0] == 1:
+    total, _ = weight_gradient(start, jax.tree.map(lambda x: x[0], pieces))
+  else:
+    total, _ = lax.scan(weight_gradient, start, pieces)
+  return (slope * scale).astype(hidden.dtype), total.astype(kernel.dtype), None
+
+
+_token_scores.defvjp(_token_scores_forward, _token_scores_backward)
+
+
+def _over_pieces(function, pieces):
+  """Maps over the leading axis, without a loop where it is one."""
+  if jax.tree.leaves(pieces)[0].shape[0] > 1:
+    return lax.map(function, pieces)
+  return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], pieces)))

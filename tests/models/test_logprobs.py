@@ -134,3 +134,22 @@ def test_entropy_is_a_diagnostic_without_a_gradient():
   scores = token_logprobs(jnp.zeros((1, 3, 8)), kernel, targets[:1, :3])
   np.testing.assert_allclose(scores.entropy, np.log(V), rtol=1e-6)
   np.testing.assert_allclose(scores.logp, -np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_gradients_of_the_scores_are_those_of_a_log_softmax(chunk):
+  keys = jax.random.split(jax.random.key(0), 4)
+  hidden, kernel = jax.random.normal(keys[0], (2, 5, 8)), jax.random.normal(keys[1], (8, V))
+  targets = jax.random.randint(keys[2], (2, 5), 0, V)
+  weights = jax.random.normal(keys[3], (2, 5))
+
+  def ours(hidden, kernel):
+    return token_logprobs(hidden, kernel, targets, temperature=0.7, chunk=chunk).logp
+
+  def plain(hidden, kernel):
+    table = jax.nn.log_softmax(hidden @ kernel / 0.7)
+    return jnp.take_along_axis(table, targets[..., None], axis=-1)[..., 0]
+
+  slope = lambda f: jax.jit(jax.grad(lambda *x: jnp.sum(f(*x) * weights), (0, 1)))
+  for found, wanted in zip(slope(ours)(hidden, kernel), slope(plain)(hidden, kernel), strict=True):
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())

@@ -78,12 +78,13 @@ def test_work_is_that_of_the_formula():
   plan = make_plan(job(), H100, largest=False)
   matrices = 2 * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96)
   head = 128 * 64
+  rotation = 2 * 2 * (CONFIG.head_dim // 2) ** 2  # cosines and sines by the identity: layers.stored
   attention = lambda rows, seen: 2 * 2 * 2 * rows * seen * 64  # two products a layer, two layers
   local = 2  # prompts on a device
-  prefill = local * (2 * (32 * matrices + head) + attention(32, 32))
+  prefill = local * (2 * (32 * matrices + head) + attention(32, 32) + 32 * rotation)
   assert plan.phases["prefill"].flops == pytest.approx(prefill)
   steps = 9 - 1
-  decode = local * 4 * steps * (2 * (matrices + head) + attention(1, 32 + 8))
+  decode = local * 4 * steps * (2 * (matrices + head) + attention(1, 32 + 8) + rotation)
   assert plan.phases["decode"].flops == pytest.approx(decode)
   row = 32 + 4 * 8
   forward = 2 * (row * matrices + 4 * 9 * head) + attention(32, 32) + attention(4 * 8, 32 + 8)
