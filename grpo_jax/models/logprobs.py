@@ -69,7 +69,7 @@ def completion_logprobs(
     lambda kernel, h, y: token_logprobs(h, kernel, y, temperature=temperature, chunk=chunk),
     head_kernel(config, params),
     hidden.reshape(prompts, group * length, width),
-    completion_tokens.reshape(prompts, group * length),
+    jnp.reshape(completion_tokens, (prompts, group * length)),
   )
   return TokenLogprobs(*(x.reshape(prompts, group, length) for x in scores))
 
