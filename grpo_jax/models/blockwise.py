@@ -1,14 +1,14 @@
-"""The attention of `attention.py` for long sequences: the same numbers, one block of scores at a time.
+"""The attention of `attention.py` for long sequences, a block of scores at a time.
 
 Softmax over blocks of keys with a running maximum and sum (Milakov & Gimelshein, arXiv:1805.02867),
-and a backward pass that keeps only each query's log-sum-exp and computes the scores of a block again
-(FlashAttention-2, arXiv:2307.08691). Blocks that lie wholly in the future are never visited. Memory
-grows with S and not with S^2; `attention._attend_prompt` and `attention._attend_completion` are the
+and a backward pass that keeps only the log-sum-exp of each query and computes the scores of a block
+again (FlashAttention-2, arXiv:2307.08691). Blocks that lie wholly in the future are not visited.
+Memory grows with S and not with S^2; `attention._attend_prompt` and `_attend_completion` are the
 reference.
 
 Shape legend: G group, S prompt tokens, T completion tokens, Q query heads, K key/value heads,
-R = Q / K, H head width; M rows (queries times R) in a block, N keys in a block; I blocks of queries,
-J blocks of keys.
+R = Q / K, H head width; a row is one of the R queries of a token and key/value head; I blocks of
+M rows, J blocks of N keys.
 """
 
 from __future__ import annotations
