@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grpo_jax.models import blockwise
+from grpo_jax.models import blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.types import Array
 
@@ -46,8 +46,12 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   Returns:
     [P, S, Q * H].
   """
-  attend = blockwise.attend_prompt if blockwise.prompt_in_blocks(q) else _attend_prompt
-  return _over_prompts(attend, q, kv, mask)
+  if not blockwise.prompt_in_blocks(q):
+    return _over_prompts(_attend_prompt, q, kv, mask)
+  in_blocks = functools.partial(_over_prompts, blockwise.attend_prompt)
+  if not splash.suits(q, kv):
+    return in_blocks(q, kv, mask)
+  return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=in_blocks)
 
 
 def attend_completion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, attention, blockwise
+from grpo_jax.models import DecoderConfig, attention, blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.planner.job import Job, trace_learn, trace_sample
 from grpo_jax.sampling import SamplingConfig
@@ -37,11 +38,13 @@ def draw(seed, *shapes):
 def assert_same(function, reference, arrays, cotangent, tolerance=1e-5):
   """Outputs and gradients agree to a tolerance relative to the largest number."""
 
-  def both(f):
+  def both(f, arrays, cotangent):
     out, pull = jax.vjp(f, *arrays)
     return out, *pull(cotangent.astype(out.dtype))
 
-  found, wanted = jax.jit(lambda: (both(function), both(reference)))()
+  found, wanted = jax.jit(lambda *args: (both(function, *args), both(reference, *args)))(
+    arrays, cotangent
+  )
   for x, y in zip(found, wanted, strict=True):
     assert x.dtype == y.dtype
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
@@ -179,3 +182,22 @@ def test_blocks_on_a_mesh_are_the_same_and_send_nothing_more(tmp_path):
       np.testing.assert_allclose(
         found[f"blocks/{name}"], found[f"plain/{name}"], atol=1e-5 * scale, err_msg=name
       )
+
+
+def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
+  """In Pallas' interpreter; its blocks smaller, so that there are several."""
+  monkeypatch.setattr(splash, "BLOCK", 128)
+  length, width = 256, 128
+  q, k, v, cotangent = draw(
+    5, (P, length, 2, width), *[(P, 1, length, width)] * 2, (P, length, 2 * width)
+  )
+  mask = jnp.stack([jnp.arange(length) >= 100, jnp.arange(length) < 150])
+  assert splash.suits(q, LayerKV(k, v))
+  assert not splash.suits(q[:, 1:], LayerKV(k, v))
+  over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, LayerKV(k, v), mask), 0)
+  assert_same(
+    over(functools.partial(splash.attend_prompt, interpret=True)),
+    over(functools.partial(attention._over_prompts, attention._attend_prompt)),
+    (q, k, v),
+    jnp.where(mask[..., None], cotangent, 0),
+  )
