@@ -157,7 +157,7 @@ def _attend(
   return _Attended(_joined(out)[:, :count], _joined(lse)[:, :count])
 
 
-def _cut(x: jax.Array, size: int, filler: int = 0) -> jax.Array:
+def _cut(x: jax.Array, size: int, filler: int | np.integer = 0) -> jax.Array:
   """Cuts [K, length, ..] into [blocks, K, size, ..], the last one filled up."""
   blocks = -(-x.shape[1] // size)
   end = ((0, 0),) * (x.ndim - 2)

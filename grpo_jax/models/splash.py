@@ -50,7 +50,9 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, *, interpret: bool = F
     prompts, length, heads, width = q.shape
     kernel = splash_attention.make_splash_mha(
       splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
-      block_sizes=splash_attention.BlockSizes(*[BLOCK] * 8),
+      block_sizes=splash_attention.BlockSizes(
+        BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK
+      ),
       head_shards=1,
       q_seq_shards=1,
       interpret=interpret,
