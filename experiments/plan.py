@@ -47,6 +47,9 @@ flags.DEFINE_integer("max_prompt_tokens", 512, "prompts are planned at this leng
 flags.DEFINE_integer("max_completion_tokens", 128, "completions are planned at this length, tokens")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the KL to the start; not 0: the start is held too")
 flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_bool(
+  "gather_weights", True, "sample with weights whole along fsdp: memory for sending them per token"
+)
 flags.DEFINE_integer(
   "lora_rank", 0, "train adapters of this rank on the frozen model; 0: the whole model"
 )
@@ -80,7 +83,14 @@ def job() -> Job:
     sampling=SamplingConfig(group_size=FLAGS.group_size, max_tokens=FLAGS.max_completion_tokens),
     **{
       name: FLAGS[name].value
-      for name in ("kl_weight", "inner_updates", "minibatches", "micro_batch_prompts", "remat")
+      for name in (
+        "kl_weight",
+        "inner_updates",
+        "minibatches",
+        "micro_batch_prompts",
+        "remat",
+        "gather_weights",
+      )
     },
   )
   return Job(

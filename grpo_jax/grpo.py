@@ -56,6 +56,8 @@ class GRPOConfig:
     skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
       with a KL term. It reorders the prompt axis and is tested on one device only, where `run.Run`
       sets it.
+    gather_weights: sample with the weights whole along `fsdp`: gathered once, not for every token,
+      and held by each device (as the tensor axis splits them) in the compute dtype meanwhile.
   """
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -69,6 +71,7 @@ class GRPOConfig:
   micro_batch_prompts: int = 0
   remat: bool = False
   skip_idle: bool = False
+  gather_weights: bool = True
 
   def __post_init__(self) -> None:
     if self.sampling.group_size < 2:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from grpo_jax.grpo import GRPOConfig, kl_to_reference, make_batch, update
 from grpo_jax.models import DecoderConfig, LoraConfig, Params, attach
 from grpo_jax.sampling import SamplingConfig, sample_groups
-from grpo_jax.sharding import AnyMesh, state_shardings
+from grpo_jax.sharding import AnyMesh, gathered_parameters, state_shardings
 
 
 def assemble(lora: LoraConfig | None, base: Params | None, trained: Params) -> Params:
@@ -37,16 +37,24 @@ def resolve(
 
 
 def sample_program(
-  policy: DecoderConfig, mesh: AnyMesh, sampling: SamplingConfig, lora: LoraConfig | None = None
+  policy: DecoderConfig,
+  mesh: AnyMesh,
+  sampling: SamplingConfig,
+  lora: LoraConfig | None = None,
+  *,
+  gather_weights: bool = True,
 ) -> Any:
   """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
 
-  `base` is None unless adapters are trained.
+  `base` is None unless adapters are trained; `gather_weights` as in `GRPOConfig`.
   """
 
   def sample(trained, base, prompts, key):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return sample_groups(policy, assemble(lora, base, trained), prompts, key, sampling)
+      params = assemble(lora, base, trained)
+      if gather_weights:
+        params = gathered_parameters(policy, params)
+      return sample_groups(policy, params, prompts, key, sampling)
 
   return jax.jit(sample)
 
