@@ -15,6 +15,7 @@ import pytest
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, attention, blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.planner import parse_topology, plan_mesh
 from grpo_jax.planner.job import Job, trace_learn, trace_sample
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
@@ -201,3 +202,16 @@ def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
     (q, k, v),
     jnp.where(mask[..., None], cotangent, 0),
   )
+
+
+@pytest.mark.slow
+def test_a_tpu_takes_its_kernel_for_long_prompts(monkeypatch):
+  monkeypatch.undo()
+  pytest.importorskip("libtpu")
+  mesh = plan_mesh("fsdp:2,tensor:2", parse_topology("v5e:2x2"))
+  policy = DecoderConfig(256, 512, 256, 2, 4, 2, 128, dtype="bfloat16")
+  grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16), remat=True)
+  compiled = trace_learn(Job(policy, mesh, grpo, 4, 32768)).lower().compile()
+  kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
+  assert kernels == 4 * 2  # forward, again, the queries' gradient, that of keys and values
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * 32768**2 / 16

@@ -147,6 +147,10 @@ def test_a_refusal_of_the_compiler_is_read():
     "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
   )
   assert memory_asked_for(message) == int(20.5 * 2**30)
+  alone = "the total memory required for HLO temporaries (17.39G) exceeds available HBM (15.75G)."
+  assert memory_asked_for(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {alone}") == int(
+    17.39 * 2**30
+  )
   assert memory_asked_for("INTERNAL: something else") is None
 
 
