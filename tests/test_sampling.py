@@ -167,7 +167,7 @@ def test_sampler_and_trainer_log_probs_agree(tiny, side):
   cfg = SamplingConfig(5, 7, temperature=0.8, top_k=30, top_p=0.95, stop_ids=tuple(range(0, V, 9)))
   prompts = prompts_of(ROWS, 9, side)
   rollout = sample(*tiny, prompts, KEY, cfg)
-  trained = jax.jit(completion_logprobs, static_argnums=0)(
+  trained = jax.jit(completion_logprobs, static_argnums=0, static_argnames="temperature")(
     *tiny, prompts.tokens, prompts.mask, rollout.tokens, temperature=0.8
   )
   mask = np.asarray(rollout.mask)

@@ -53,7 +53,8 @@ def completion_logprobs(
     prompt_tokens: [P, S] int.
     prompt_mask: [P, S] bool, real tokens; padding on either side.
     completion_tokens: [P, G, T] int, padded on the right; entries of padding are meaningless.
-    temperature: logits are divided by it; the policy that is scored is the one so sampled.
+    temperature: logits are divided by it; the policy that is scored is the one so sampled. A Python
+      number, static under jit.
     remat: recompute each layer in the backward pass instead of keeping its activations.
     chunk: positions of [G * T] whose logits are alive at once; None bounds them by 128 MiB a
       device.
@@ -88,7 +89,7 @@ def token_logprobs(
     hidden: [B, M, D], compute dtype.
     kernel: [D, V], compute dtype.
     targets: [B, M] int.
-    temperature: positive.
+    temperature: positive; a Python number.
     chunk: positions of M at a time; None takes as many as 128 MiB of float32 logits hold.
 
   Returns:
