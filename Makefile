@@ -26,7 +26,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
-export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1
+export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 
 .PHONY: help train test test-slow fuzz soak lint benchmark clean
 .DELETE_ON_ERROR:

@@ -53,6 +53,9 @@ flags.DEFINE_integer("max_prompt_tokens", 512, "prompts are planned at this leng
 flags.DEFINE_integer("max_completion_tokens", 128, "completions are planned at this length, tokens")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the KL to the start; not 0: the start is held too")
 flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_bool(
+  "gather_weights", True, "sample with weights whole along fsdp: memory for sending them per token"
+)
 flags.DEFINE_list(
   "lora_rank", ["0"], "train adapters of this rank on the frozen model; 0: the whole model"
 )
@@ -69,8 +72,8 @@ flags.DEFINE_string(
 
 SHARED = (
   "mesh", "prompts_per_step", "group_size", "micro_batch_prompts", "minibatches", "inner_updates",
-  "max_prompt_tokens", "max_completion_tokens", "kl_weight", "remat", "lora_targets", "optimizer",
-  "dtype", "depths", "largest",
+  "max_prompt_tokens", "max_completion_tokens", "kl_weight", "remat", "gather_weights",
+  "lora_targets", "optimizer", "dtype", "depths", "largest",
 )  # fmt: skip
 
 
@@ -110,7 +113,9 @@ def job_of(given: dict[str, Any]) -> Job:
   sampling = SamplingConfig(
     group_size=given["group_size"], max_tokens=given["max_completion_tokens"]
   )
-  numbers = ("kl_weight", "inner_updates", "minibatches", "micro_batch_prompts", "remat")
+  numbers = (
+    "kl_weight", "inner_updates", "minibatches", "micro_batch_prompts", "remat", "gather_weights",
+  )  # fmt: skip
   rank = given["lora_rank"]
   return Job(
     policy,

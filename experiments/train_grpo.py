@@ -104,6 +104,9 @@ flags.DEFINE_float("clip_high", 0.2, "the ratio is clipped above 1 + this")
 flags.DEFINE_enum("advantage", "std", ["std", "none"], "group advantages are divided by this")
 flags.DEFINE_enum("aggregation", "sequence", ["sequence", "token"], "what the loss is a mean over")
 flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_bool(
+  "gather_weights", True, "sample with weights whole along fsdp: memory for sending them per token"
+)
 flags.DEFINE_integer("seed", D.seed, "of the data order and the samples")
 flags.DEFINE_string("mesh", D.mesh, "devices by axis (data, fsdp, tensor); -1: the rest")
 flags.DEFINE_enum(
@@ -176,7 +179,7 @@ def run_config() -> RunConfig:
       name: FLAGS[name].value
       for name in (
         "advantage", "aggregation", "clip_low", "clip_high", "kl_weight", "inner_updates",
-        "minibatches", "micro_batch_prompts", "remat",
+        "minibatches", "micro_batch_prompts", "remat", "gather_weights",
       )
     },
   )  # fmt: skip

@@ -20,13 +20,14 @@ from grpo_jax.algorithms import (
   REDUCTIONS,
   AdvantageScale,
   Aggregation,
+  LossSums,
   group_advantages,
   grpo_loss,
   k3_divergence,
   loss_count,
   loss_metrics,
 )
-from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.models import DecoderConfig, Params, TokenLogprobs, completion_logprobs
 from grpo_jax.placement import split_prompts
 from grpo_jax.sampling import SamplingConfig, sample_groups
 from grpo_jax.sharding import split_parameters
@@ -55,6 +56,8 @@ class GRPOConfig:
     skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
       with a KL term. It reorders the prompt axis and is tested on one device only, where `run.Run`
       sets it.
+    gather_weights: sample with the weights whole along `fsdp`: gathered once, not for every token,
+      and held by each device (as the tensor axis splits them) in the compute dtype meanwhile.
   """
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -68,6 +71,7 @@ class GRPOConfig:
   micro_batch_prompts: int = 0
   remat: bool = False
   skip_idle: bool = False
+  gather_weights: bool = True
 
   def __post_init__(self) -> None:
     if self.sampling.group_size < 2:
@@ -220,8 +224,7 @@ def policy_gradient(
     The gradient, like `params`, and the metrics (float32 scalars).
   """
 
-  def loss(params, piece):
-    scores = _logprobs(policy, assemble(params), piece.rollout, cfg)
+  def sums_of(scores: TokenLogprobs, piece: GRPOBatch) -> LossSums:
     sums = grpo_loss(
       scores.logp,
       piece.rollout.logp,
@@ -234,6 +237,10 @@ def policy_gradient(
       aggregation=cfg.aggregation,
     )
     sums.sums["entropy"] = jnp.sum(jnp.where(piece.rollout.mask, scores.entropy, 0.0))
+    return sums
+
+  def loss(params, piece):
+    sums = sums_of(_logprobs(policy, assemble(params), piece.rollout, cfg), piece)
     return sums.total, sums
 
   def slope(params, piece):
@@ -247,17 +254,20 @@ def policy_gradient(
   pieces = micro.advantages.shape[0]
   piece = lambda i: jax.tree.map(lambda x: x[i], micro)
 
-  def accumulate(carry, part):
-    grads, sums = slope(params, part)
-    return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums), None
+  def accumulate(i, carry):
+    grads, sums = slope(params, piece(i))
+    return jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums
 
-  carry = slope(params, piece(0))
-  if cfg.skip_idle and pieces > 1:  # the first is always taken: it has the diagnostics
-    teaching = jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2)))
-    carry = lax.fori_loop(1, teaching, lambda i, carry: accumulate(carry, piece(i))[0], carry)
-  elif pieces > 1:
-    carry, _ = lax.scan(accumulate, carry, jax.tree.map(lambda x: x[1:], micro))
-  grads, sums = carry
+  if pieces == 1:
+    grads, sums = slope(params, piece(0))
+  else:
+    taken: int | jax.Array = pieces
+    if cfg.skip_idle:  # the first is always taken: it has the diagnostics
+      taken = jnp.maximum(jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2))), 1)
+    scores = TokenLogprobs(piece(0).rollout.logp, piece(0).rollout.logp)  # for their shapes
+    nothing = LossSums.nothing(jax.eval_shape(sums_of, scores, piece(0)))
+    zeros = split_parameters(policy, jax.tree.map(jnp.zeros_like, params))
+    grads, sums = lax.fori_loop(0, taken, accumulate, (zeros, nothing))
   count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
   sums = sums._replace(count=count)
   return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), loss_metrics(sums)

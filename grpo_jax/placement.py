@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -44,7 +45,9 @@ def split_prompts(tree: Any, axis: int = 0) -> Any:
   return jax.tree.map(split, tree)
 
 
-def gathered_once(function: Callable[..., Any], weight: jax.Array, *arrays: jax.Array) -> Any:
+def gathered_once(
+  function: Callable[..., Any], weight: jax.Array, *arrays: jax.Array | np.ndarray
+) -> Any:
   """Calls `function(weight, *arrays)` on each device's own prompts, the weight gathered before.
 
   For functions that loop over the weight. In a loop's body the compiler would gather it in every

@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from grpo_jax.grpo import GRPOConfig, kl_to_reference, make_batch, update
 from grpo_jax.models import DecoderConfig, LoraConfig, Params, attach
 from grpo_jax.sampling import SamplingConfig, sample_groups
-from grpo_jax.sharding import AnyMesh, state_shardings
+from grpo_jax.sharding import AnyMesh, gathered_parameters, state_shardings
 
 
 def assemble(lora: LoraConfig | None, base: Params | None, trained: Params) -> Params:
@@ -36,16 +37,24 @@ def resolve(
 
 
 def sample_program(
-  policy: DecoderConfig, mesh: AnyMesh, sampling: SamplingConfig, lora: LoraConfig | None = None
+  policy: DecoderConfig,
+  mesh: AnyMesh,
+  sampling: SamplingConfig,
+  lora: LoraConfig | None = None,
+  *,
+  gather_weights: bool = True,
 ) -> Any:
   """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
 
-  `base` is None unless adapters are trained.
+  `base` is None unless adapters are trained; `gather_weights` as in `GRPOConfig`.
   """
 
   def sample(trained, base, prompts, key):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return sample_groups(policy, assemble(lora, base, trained), prompts, key, sampling)
+      params = assemble(lora, base, trained)
+      if gather_weights:
+        params = gathered_parameters(policy, params)
+      return sample_groups(policy, params, prompts, key, sampling)
 
   return jax.jit(sample)
 
@@ -71,7 +80,17 @@ def learn_program(
       state, metrics = update(state, batch, policy=policy, tx=tx, cfg=cfg, assemble=whole)
     return jax.lax.with_sharding_constraint(state, state_shardings(policy, mesh, state)), metrics
 
-  return jax.jit(learn, donate_argnums=0)
+  return jax.jit(learn, donate_argnums=0, compiler_options=_in_place(mesh))
+
+
+def _in_place(mesh: AnyMesh) -> dict[str, Any] | None:
+  """Compiler options with which a donated state is updated without a copy of it.
+
+  XLA on CPU copies AdamW's two moments first, for it overlooks that what reads them goes before
+  what writes them, unless it looks closer than its default.
+  """
+  on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+  return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
 
 
 def kl_program(policy: DecoderConfig, mesh: AnyMesh, cfg: GRPOConfig) -> Any:

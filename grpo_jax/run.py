@@ -99,7 +99,13 @@ class Run:
     self._decode = lambda ids: completion_text(self.tokenizer, ids, self.stop_ids)
     self.sample_shapes: set[int] = set()
     self.update_shapes: set[tuple[int, int]] = set()
-    self._sample = sample_program(self.policy, self.mesh, self.grpo.sampling, config.lora)
+    self._sample = sample_program(
+      self.policy,
+      self.mesh,
+      self.grpo.sampling,
+      config.lora,
+      gather_weights=self.grpo.gather_weights,
+    )
     self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
     self._kl = kl_program(self.policy, self.mesh, self.grpo)
 

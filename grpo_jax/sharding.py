@@ -165,6 +165,24 @@ def split_parameters(config: DecoderConfig, tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, state_shardings(config, mesh, tree))
 
 
+def gathered_parameters(config: DecoderConfig, params: Any) -> Any:
+  """Parameters for many decoding steps: matrices in the compute dtype, whole along `fsdp`.
+
+  A decoding loop reads every weight for each token; left split, they are sent for each, too. Does
+  nothing where `fsdp` splits nothing.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["fsdp"] == 1:
+    return params
+  cast = lambda x: x.astype(config.dtype) if x.ndim > 1 else x  # the layers cast these themselves
+
+  def whole(place):
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in place.spec))
+
+  places = jax.tree.map(whole, state_shardings(config, mesh, params))
+  return jax.lax.with_sharding_constraint(jax.tree.map(cast, params), places)
+
+
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
   """Arrays whose first axis is prompts: split over `data` and `fsdp`."""
   return NamedSharding(mesh, BATCH_SPEC)

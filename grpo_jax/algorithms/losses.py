@@ -36,6 +36,13 @@ class LossSums(NamedTuple):
   lows: dict[str, jax.Array]
   highs: dict[str, jax.Array]
 
+  @classmethod
+  def nothing(cls, like: LossSums) -> LossSums:
+    """What no completions add, in the shapes of `like`."""
+    fill = lambda value, tree: jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), tree)
+    total, count, sums = fill(0.0, (like.total, like.count, like.sums))
+    return cls(total, count, sums, fill(jnp.inf, like.lows), fill(-jnp.inf, like.highs))
+
   def __add__(self, other: LossSums) -> LossSums:  # type: ignore[override]
     """Puts two micro-batches together."""
     return LossSums(

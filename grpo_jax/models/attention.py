@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from grpo_jax.models import blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.types import Array
 
@@ -45,7 +46,12 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   Returns:
     [P, S, Q * H].
   """
-  return _over_prompts(_attend_prompt, q, kv, mask)
+  if not blockwise.prompt_in_blocks(q):
+    return _over_prompts(_attend_prompt, q, kv, mask)
+  in_blocks = functools.partial(_over_prompts, blockwise.attend_prompt)
+  if not splash.suits(q, kv):
+    return in_blocks(q, kv, mask)
+  return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=in_blocks)
 
 
 def attend_completion(
@@ -66,8 +72,9 @@ def attend_completion(
   Returns:
     [P, G, T, Q * H].
   """
-  attend = functools.partial(_attend_completion, own_mask=own_mask)
-  return _over_prompts(attend, q, prompt, own, prompt_mask)
+  in_blocks = blockwise.completion_in_blocks(q, prompt, own)
+  attend = blockwise.attend_completion if in_blocks else _attend_completion
+  return _over_prompts(functools.partial(attend, own_mask=own_mask), q, prompt, own, prompt_mask)
 
 
 def _over_prompts(function: Callable[..., jax.Array], *args: Any) -> jax.Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from grpo_jax.models.blockwise import DENSE_SCORES
 from grpo_jax.models.logprobs import CHUNK_BYTES
 from grpo_jax.planner.job import (
   Job,
@@ -99,7 +100,7 @@ def temporaries(job: Job) -> tuple[float, float]:
   inputs = row * c.hidden_size * b
   inside = row * (4 * c.hidden_size + 2 * (c.num_heads + c.num_kv_heads) * c.head_dim / tensor
                   + 4 * c.intermediate_size / tensor) * b  # fmt: skip
-  scores = 4 * _scores(job) / tensor
+  scores = 4 * sum(_scores(job)) / tensor
   kept = c.num_layers * inputs if job.grpo.remat else c.num_layers * (inside + scores)
   gradients = (1 + (job.micro_batch < job.minibatch)) * resident(job).parameters
   chunk = 3 * min(CHUNK_BYTES, 4 * rows * job.group * job.completion_tokens * c.vocab_size)
@@ -110,7 +111,7 @@ def temporaries(job: Job) -> tuple[float, float]:
 def prefill_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   """Encoding the prompts: reads every weight once and writes the prompts' cache."""
   local = job.prompts_per_step // job.parts
-  scores = 2 * 4 * local * job.policy.num_heads * job.prompt_tokens**2 * job.policy.num_layers
+  scores = 2 * 4 * local * _scores(job)[0] * job.policy.num_layers
   moved = _read_once(job) + caches(job).prompts + scores / job.mesh.shape["tensor"]
   return Phase(flops, moved, sent_bytes)
 
@@ -132,7 +133,7 @@ def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   sweeps = 3 if job.grpo.remat else 2
   rows = -(-job.micro_batch // job.parts)
   gradients = 3 * resident(job).parameters  # written, then read and written into the sum
-  scores = rows * 4 * (2 * sweeps) * _scores(job) * job.policy.num_layers
+  scores = rows * 4 * (2 * sweeps) * sum(_scores(job)) * job.policy.num_layers
   logits = 4 * rows * job.group * job.completion_tokens * job.policy.vocab_size * 2 * 3
   tensor = job.mesh.shape["tensor"]
   each = sweeps * _read_once(job) + gradients + (scores + logits) / tensor
@@ -187,11 +188,14 @@ def _layer_weights(job: Job) -> float:
   return d * (2 * q + 2 * k) * c.head_dim + 3 * d * f + biases + norms
 
 
-def _scores(job: Job) -> float:
-  """Attention scores of one prompt and its group in one layer."""
-  own = job.completion_tokens - 1
-  s = job.prompt_tokens
-  return job.policy.num_heads * (s * s + job.group * own * (s + own))
+def _scores(job: Job) -> tuple[int, int]:
+  """Attention scores in memory, of one prompt and of its group, in one layer.
+
+  Where they come in blocks, 0: a block is small, and need not leave the chip.
+  """
+  heads, own, s = job.policy.num_heads, job.completion_tokens - 1, job.prompt_tokens
+  held = lambda scores: scores if scores <= DENSE_SCORES else 0
+  return held(heads * s * s), held(heads * job.group * own * (s + own))
 
 
 def _local_kv_heads(job: Job) -> int:

@@ -143,10 +143,12 @@ def extrapolate(small: Program, large: Program, depths: tuple[int, int], layers:
 
 def memory_asked_for(message: str) -> int | None:
   """The bytes that a program would use, from the TPU compiler's refusal; None for other errors."""
-  found = re.search(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm", message)
+  used = r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm"
+  alone = r"HLO temporaries \(([\d.]+)([BKMGT])\) exceeds"  # when these are already too much
+  found = re.search(used, message) or re.search(alone, message)
   return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
 def _sentence(message: str) -> str:
-  found = re.search(r"Used [^\n]* hbm\.[^\n]*", message)
+  found = re.search(r"(Used [^\n]* hbm\.|the total memory required)[^\n]*", message)
   return found[0].strip() if found else message.splitlines()[0]

@@ -136,7 +136,9 @@ def abstract_rollout(job: Job) -> Rollout:
 def trace_sample(job: Job) -> Any:
   """The sampling program, traced: `.jaxpr`, `.lower()`."""
   grpo = _resolved(job)
-  program = sample_program(job.policy, job.mesh, grpo.sampling, job.lora)
+  program = sample_program(
+    job.policy, job.mesh, grpo.sampling, job.lora, gather_weights=grpo.gather_weights
+  )
   trained, prompts = abstract_state(job).params, abstract_rollout(job).prompts
   return program.trace(*_traceable(job, (trained, abstract_base(job), prompts)), _abstract_key())
 

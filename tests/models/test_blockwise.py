@@ -1,0 +1,203 @@
+"""Attention in blocks: equal to the plain one in both passes, in memory that grows with S."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import DecoderConfig, attention, blockwise, splash
+from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.planner.job import Job, trace_learn, trace_sample
+from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sharding import make_mesh
+
+P, G, Q, H = 2, 3, 4, 8
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  """Blocks of 5 keys and a few rows, so that short arrays make many, the last ones not full."""
+  monkeypatch.setattr(blockwise, "BLOCK_KEYS", 5)
+  monkeypatch.setattr(blockwise, "BLOCK_SCORES", 70)
+  monkeypatch.setattr(blockwise, "DENSE_SCORES", 0)
+
+
+def draw(seed, *shapes):
+  rng = np.random.default_rng(seed)
+  return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def assert_same(function, reference, arrays, cotangent, tolerance=1e-5):
+  """Outputs and gradients agree to a tolerance relative to the largest number."""
+
+  def both(f, arrays, cotangent):
+    out, pull = jax.vjp(f, *arrays)
+    return out, *pull(cotangent.astype(out.dtype))
+
+  found, wanted = jax.jit(lambda *args: (both(function, *args), both(reference, *args)))(
+    arrays, cotangent
+  )
+  for x, y in zip(found, wanted, strict=True):
+    assert x.dtype == y.dtype
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    assert np.abs(y).max() > 0.1
+    np.testing.assert_allclose(x, y, atol=tolerance * max(1, np.abs(y).max()))
+
+
+def prompt_mask(length):
+  """One prompt with padding on the left, one on the right."""
+  return jnp.stack([jnp.arange(length) >= 4, jnp.arange(length) < length - 6])
+
+
+@pytest.mark.parametrize("kv_heads, length", [(1, 13), (2, 23), (4, 10)])
+def test_prompts_attend_as_in_the_reference(kv_heads, length):
+  q, k, v, cotangent = draw(
+    length, (P, length, Q, H), *[(P, kv_heads, length, H)] * 2, (P, length, Q * H)
+  )
+  mask = prompt_mask(length)
+  seen = jnp.cumsum(mask, axis=1) > 0  # what others see are meaningless numbers: left out
+  cotangent *= seen[..., None]
+  over = lambda f: (
+    lambda q, k, v: jnp.where(
+      seen[..., None], attention._over_prompts(f, q, LayerKV(k, v), mask), 0
+    )
+  )
+  assert_same(over(blockwise.attend_prompt), over(attention._attend_prompt), (q, k, v), cotangent)
+
+
+@pytest.mark.parametrize("kv_heads, length", [(1, 7), (2, 11), (4, 2)])
+def test_completions_attend_as_in_the_reference(kv_heads, length):
+  prompt = 13
+  q, k, v, own_k, own_v, cotangent = draw(
+    length,
+    (P, G, length, Q, H),
+    *[(P, kv_heads, prompt, H)] * 2,
+    *[(P, G, kv_heads, length, H)] * 2,
+    (P, G, length, Q * H),
+  )
+  mask = prompt_mask(prompt)
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  over = lambda f: (
+    lambda q, k, v, own_k, own_v: attention._over_prompts(
+      lambda *args: f(*args, own_mask=causal), q, LayerKV(k, v), LayerKV(own_k, own_v), mask
+    )
+  )
+  assert_same(
+    over(blockwise.attend_completion),
+    over(attention._attend_completion),
+    (q, k, v, own_k, own_v),
+    cotangent,
+  )
+
+
+def test_tokens_of_a_cache_attend_as_in_the_reference():
+  """Two tokens whose own cache is longer than they are, as in decoding several at once."""
+  q, k, v, own_k, own_v = draw(0, (G, 2, Q, H), *[(2, 9, H)] * 2, *[(G, 2, 8, H)] * 2)
+  own_mask = jnp.arange(8) <= jnp.array([[3], [4]])
+  args = (q, LayerKV(k, v), LayerKV(own_k, own_v), jnp.arange(9) > 2, own_mask)
+  found, wanted = jax.jit(
+    lambda: (blockwise.attend_completion(*args), attention._attend_completion(*args))
+  )()
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_prompt_without_real_tokens_is_finite_and_unseen():
+  length = 12
+  q, k, v = draw(1, (length, Q, H), *[(2, length, H)] * 2)
+  own = LayerKV(*draw(2, *[(G, 2, 4, H)] * 2))
+  nothing, causal = jnp.zeros(length, bool), jnp.tril(jnp.ones((4, 4), bool))
+
+  @jax.jit
+  def run():
+    alone = lambda q, k, v: blockwise.attend_prompt(q, LayerKV(k, v), nothing)
+    out, pull = jax.vjp(alone, q, k, v)
+    both = lambda f: f(q.reshape(G, 4, Q, H), LayerKV(k, v), own, nothing, causal)
+    completions = both(blockwise.attend_completion), both(attention._attend_completion)
+    return (out, *pull(jnp.ones_like(out))), completions
+
+  zeros, (found, wanted) = run()
+  assert not any(np.any(x) for x in zeros)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_bfloat16_is_as_close_to_float32_as_the_reference_is():
+  length = 40
+  exact = draw(3, (length, Q, H), *[(2, length, H)] * 2)
+  rough = [x.astype(jnp.bfloat16) for x in exact]
+  mask = jnp.arange(length) >= 3
+  run = lambda f, x: np.asarray(jax.jit(f)(x[0], LayerKV(*x[1:]), mask), np.float32)[3:]
+  wanted = run(attention._attend_prompt, exact)
+  error = lambda f: np.sqrt(np.mean((run(f, rough) - wanted) ** 2))
+  assert error(blockwise.attend_prompt) < 1.2 * error(attention._attend_prompt)
+
+
+def test_blocks_in_the_future_are_not_visited():
+  q, k = jnp.zeros((4, 1, 6, H)), jnp.zeros((3, 1, 4, H))  # 12 tokens of two rows each
+  i, j = blockwise._pairs(q, k, rows_per_key=2)
+  assert list(zip(i.tolist(), j.tolist(), strict=True)) == [
+    (0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2),
+  ]  # fmt: skip
+  assert len(blockwise._pairs(q, k, rows_per_key=0)[0]) == 12
+
+
+def test_short_sequences_keep_the_plain_program(monkeypatch):
+  monkeypatch.setattr(blockwise, "DENSE_SCORES", Q * 12 * 12)
+  q, k, v = draw(4, (1, 12, Q, H), *[(1, 2, 12, H)] * 2)
+  mask = jnp.ones((1, 12), bool)
+  text = lambda: str(jax.make_jaxpr(lambda q: attention.attend_prompt(q, LayerKV(k, v), mask))(q))
+  assert "scan" not in text()
+  monkeypatch.setattr(blockwise, "DENSE_SCORES", Q * 12 * 12 - 1)
+  assert "scan" in text()
+
+
+def test_a_step_on_prompts_of_32k_compiles_without_their_scores(monkeypatch):
+  monkeypatch.undo()
+  length, heads = 32768, 4
+  policy = DecoderConfig(256, 64, 128, 2, heads, 2, 16)
+  grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16))
+  job = Job(policy, make_mesh(), grpo, 1, length)
+  for traced in (trace_sample(job), trace_learn(job)):
+    used = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    assert used < 4 * heads * length**2 / 16
+
+
+def test_blocks_on_a_mesh_are_the_same_and_send_nothing_more(tmp_path):
+  script = Path(__file__).parents[1] / "block_mesh.py"
+  command = [sys.executable, str(script), str(tmp_path / "out.npz"), "data:2,fsdp:2,tensor:2"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  with np.load(tmp_path / "out.npz") as found:
+    assert found["blocks/loops"] > found["plain/loops"]
+    np.testing.assert_array_equal(found["blocks/sent"], found["plain/sent"])
+    for name in ("logp", "gradient"):
+      scale = np.abs(found[f"plain/{name}"]).max()
+      np.testing.assert_allclose(
+        found[f"blocks/{name}"], found[f"plain/{name}"], atol=1e-5 * scale, err_msg=name
+      )
+
+
+def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
+  """In Pallas' interpreter; its blocks smaller, so that there are several."""
+  monkeypatch.setattr(splash, "BLOCK", 128)
+  length, width = 256, 128
+  q, k, v, cotangent = draw(
+    5, (P, length, 2, width), *[(P, 1, length, width)] * 2, (P, length, 2 * width)
+  )
+  mask = jnp.stack([jnp.arange(length) >= 100, jnp.arange(length) < 150])
+  assert splash.suits(q, LayerKV(k, v))
+  assert not splash.suits(q[:, 1:], LayerKV(k, v))
+  over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, LayerKV(k, v), mask), 0)
+  assert_same(
+    over(functools.partial(splash.attend_prompt, interpret=True)),
+    over(functools.partial(attention._over_prompts, attention._attend_prompt)),
+    (q, k, v),
+    jnp.where(mask[..., None], cotangent, 0),
+  )
