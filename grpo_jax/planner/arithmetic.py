@@ -93,7 +93,8 @@ def temporaries(job: Job) -> tuple[float, float]:
   gathered = (2 * _layer_weights(job) + c.vocab_size * c.hidden_size) * b / tensor
   gathered *= job.mesh.shape["fsdp"] > 1
   logits = local * job.group * c.vocab_size / tensor * 4
-  sample = copies + gathered + sum(caches(job)) + 3 * logits
+  weights = _read_once(job) if _gathers(job) else copies + gathered
+  sample = weights + sum(caches(job)) + 3 * logits
 
   rows = -(-job.micro_batch // job.parts)
   row = job.prompt_tokens + job.group * max(job.completion_tokens - 1, 0)
@@ -147,7 +148,8 @@ def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
 def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   """Bytes a device sends in prefill, decoding and update when FSDP gathers each weight at each use.
 
-  The tensor axis adds two all-reduces of [P, L, D] a layer and pass.
+  With `gather_weights`, decoding uses what was gathered before it. The tensor axis adds two
+  all-reduces of [P, L, D] a layer and pass.
   """
   c, b = job.policy, _width(job)
   fsdp, tensor, data = (job.mesh.shape[axis] for axis in ("fsdp", "tensor", "data"))
@@ -155,7 +157,8 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   reduce = 2 * (tensor - 1) / tensor * 2 * c.num_layers * c.hidden_size * b
   local = job.prompts_per_step / job.parts
   prefill = gather + reduce * local * job.prompt_tokens
-  decode = (job.completion_tokens - 1) * (gather + reduce * local * job.group)
+  each = (0 if _gathers(job) else gather) + reduce * local * job.group
+  decode = (job.completion_tokens - 1) * each
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
   sweeps = 3 if job.grpo.remat else 2
   trained = resident(job).parameters  # of a device
@@ -196,6 +199,11 @@ def _scores(job: Job) -> tuple[int, int]:
   heads, own, s = job.policy.num_heads, job.completion_tokens - 1, job.prompt_tokens
   held = lambda scores: scores if scores <= DENSE_SCORES else 0
   return held(heads * s * s), held(heads * job.group * own * (s + own))
+
+
+def _gathers(job: Job) -> bool:
+  """The sampler holds every weight whole along `fsdp`."""
+  return job.grpo.gather_weights and job.mesh.shape["fsdp"] > 1
 
 
 def _local_kv_heads(job: Job) -> int:

@@ -104,7 +104,7 @@ def _memory(plan: Plan) -> str:
   rows.append(["there is", gib(plan.limit), gib(plan.limit)])
   if plan.sample is not None:
     rows.append(["(temporary, by arithmetic)", *(gib(size) for size in plan.estimated)])
-    rows.append(["(compiled in)", *(f"{p.seconds:.0f} s" if p else "" for p in both)])
+    rows.append(["(CPU time to compile)", *(f"{p.seconds:.0f} s" if p else "" for p in both)])
   return _table(["GiB of a device", *names], rows)
 
 

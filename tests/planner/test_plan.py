@@ -95,6 +95,16 @@ def test_work_is_that_of_the_formula(monkeypatch):
   assert again - plan.phases["update"].flops == local * 2 * 4 * 9 * head
 
 
+def test_weights_are_gathered_once_for_decoding_or_for_every_token():
+  apart = dataclasses.replace(GRPO, gather_weights=False)
+  once, always = (make_plan(job(grpo=grpo), H100, largest=False) for grpo in (GRPO, apart))
+  weights = 2 * parameter_count(job())
+  assert once.phases["decode"].sent_bytes == 0
+  assert always.phases["decode"].sent_bytes == pytest.approx((9 - 1) * weights * 7 / 8)
+  assert once.estimated[0] >= weights  # bfloat16, whole
+  assert once.phases["prefill"] == always.phases["prefill"]
+
+
 def test_larger_batches_that_fit_are_found():
   plan = make_plan(job(), H100)
   sampled, learned = plan.largest
