@@ -3,10 +3,14 @@
     python experiments/benchmark.py --shape=S
     python experiments/benchmark.py --shape=S --compare=trl,tunix
     python experiments/benchmark.py --shape=model/config.json --prompt_tokens=1024 --profile
+    python experiments/benchmark.py --realistic --compare=trl,tunix
 
 Weights and prompts are random, and every completion runs to its full length, so that the work is
 fixed. Programs that are compared take turns, step by step, on the same machine. The floor is the
 time that the step's matrix products and memory traffic take at the rates measured here.
+
+With --realistic the embedded policy answers real tool-calling prompts of different lengths, answers
+end at their stop token, and what counts is useful tokens a second.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,8 @@ from grpo_jax.benchmarking.floor import Rates, floor_of, measure_rates
 from grpo_jax.benchmarking.flops import step_work
 from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
-from grpo_jax.benchmarking.timing import TimedStep, peak_memory_gib, process_age, spread
+from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, process_age, spread
+from grpo_jax.benchmarking.work import RandomWork, ToolWork
 from grpo_jax.models import DecoderConfig
 from grpo_jax.profiling import phase_table, trace
 from grpo_jax.run_config import git_commit
@@ -33,11 +39,15 @@ from grpo_jax.tables import Row, as_text
 
 FLAGS = flags.FLAGS
 D = Workload()
+REALISTIC_PROMPTS = 12  # as train_grpo.py --preset=tiny
 flags.DEFINE_string("shape", "S", f"{', '.join(SHAPES)} or a Hugging Face config.json")
-flags.DEFINE_integer("prompts", D.prompts, "prompts a step")
+flags.DEFINE_bool("realistic", False, "real prompts, a policy that knows how to answer and to stop")
+flags.DEFINE_integer("prompts", D.prompts, "prompts a step; 12 with --realistic")
 flags.DEFINE_integer("prompt_tokens", D.prompt_tokens, "tokens in each prompt")
 flags.DEFINE_integer("group_size", D.group_size, "candidates sampled for each prompt (G)")
-flags.DEFINE_integer("completion_tokens", D.completion_tokens, "tokens in each candidate")
+flags.DEFINE_integer(
+  "completion_tokens", D.completion_tokens, "tokens in each candidate, or at most"
+)
 flags.DEFINE_integer(
   "micro_batch_prompts", 1, "prompts in one backward pass; 0: all", lower_bound=0
 )
@@ -45,43 +55,58 @@ flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute dtype")
 flags.DEFINE_integer("steps", 5, "timed steps of each program, after one to warm up", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of weights, prompts and samples")
 flags.DEFINE_list("compare", [], f"also time: {', '.join(PEERS)}")
-flags.DEFINE_string("environments", ".benchmark", "folder for the environments of --compare")
+flags.DEFINE_string("environments", ".benchmark", "environments of --compare")
 flags.DEFINE_bool("profile", False, "trace two more steps into a folder beside the JSON")
-flags.DEFINE_string("json", None, "where the figures go; default: runs/benchmark/<shape>.json")
+flags.DEFINE_string("json", None, "where the figures go; default: below runs/benchmark")
 flags.DEFINE_alias("out", "json")
 
 
 def main(_) -> None:
   try:
-    load = Workload(FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.group_size, FLAGS.completion_tokens)
-    policy = read_shape(FLAGS.shape, FLAGS.dtype)
     if unknown := set(FLAGS.compare) - set(PEERS):
       raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
+    if FLAGS.realistic and not FLAGS["prompts"].present:
+      FLAGS["prompts"].value = REALISTIC_PROMPTS
+    load = Workload(FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.group_size, FLAGS.completion_tokens)
     if FLAGS.micro_batch_prompts and load.prompts % FLAGS.micro_batch_prompts:
       raise ValueError("--micro_batch_prompts must divide --prompts")
-    benchmark(policy, load)
+    benchmark(chosen_work(load))
   except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f"benchmark: {error}")
 
 
-def benchmark(policy: DecoderConfig, load: Workload) -> None:
+def chosen_work(load: Workload) -> RandomWork | ToolWork:
+  """The work that the flags describe."""
+  if not FLAGS.realistic:
+    return RandomWork(read_shape(FLAGS.shape, FLAGS.dtype), load, FLAGS.seed)
+  for name in ("shape", "prompt_tokens"):
+    if FLAGS[name].present:
+      raise ValueError(f"--{name} does not go with --realistic: its model and prompts are given")
+  steps = FLAGS.steps + 3  # one to warm up, two to profile
+  return ToolWork(load, steps, FLAGS.dtype, FLAGS.seed)
+
+
+def benchmark(work: RandomWork | ToolWork) -> None:
   """Measures, prints and writes."""
-  out = Path(FLAGS.json or f"runs/benchmark/{Path(FLAGS.shape).stem}.json")
+  shape = "realistic" if FLAGS.realistic else FLAGS.shape
+  out = Path(FLAGS.json or f"runs/benchmark/{Path(shape).stem}.json")
   out.parent.mkdir(parents=True, exist_ok=True)
-  ours = TimedStep(policy, load, FLAGS.micro_batch_prompts, FLAGS.seed)
+  ours = TimedStep(work, FLAGS.micro_batch_prompts, seed=FLAGS.seed)
   ours.run()
   first_step = process_age()
   times = [ours.run() for _ in range(FLAGS.steps)]
-  found = figures(load, times, peak_memory_gib())
+  found = figures(times, peak_memory_gib())
   found |= {"compile_seconds": ours.compile_seconds, "first_step_at_seconds": first_step}
   if FLAGS.profile:
     found["profile"] = profile(ours, out.with_suffix(""))
-  found["peers"] = {peer: take_turns(peer, policy, load, ours, out) for peer in FLAGS.compare}
-  rates = measure_rates(policy, load)
-  found |= against_floor(policy, load, rates, found["total_seconds"]["median"])
+  found["peers"] = {peer: take_turns(peer, work, ours, out) for peer in FLAGS.compare}
+  if isinstance(work, RandomWork):  # only then the work is known beforehand
+    rates = measure_rates(work.policy, work.load)
+    found |= against_floor(work.policy, work.load, rates, found["total_seconds"]["median"])
   record = {
-    "shape": FLAGS.shape,
-    "workload": vars(load),
+    "shape": shape,
+    "workload": vars(work.load),
+    "temperature": work.temperature,
     "dtype": FLAGS.dtype,
     "micro_batch_prompts": FLAGS.micro_batch_prompts,
     "steps": FLAGS.steps,
@@ -97,19 +122,28 @@ def benchmark(policy: DecoderConfig, load: Workload) -> None:
   show(record, out)
 
 
-def figures(load: Workload, times: list[Any], peak_gib: float) -> dict[str, Any]:
-  """The figures of one program's steps."""
-  seconds = {
-    f"{name}_seconds": spread([getattr(step, name) for step in times])._asdict()
-    for name in ("sample", "update", "total")
-  }
+def figures(times: list[Timed], peak_gib: float) -> dict[str, Any]:
+  """The figures of our steps."""
   return {
-    **seconds,
-    "tokens_per_second": load.tokens / seconds["total_seconds"]["median"],
-    "sample_tokens_per_second": load.tokens / seconds["sample_seconds"]["median"],
+    **rates_of([step._asdict() for step in times]),
     "cpu_seconds": spread([step.cpu for step in times])._asdict(),
     "foreign_cpu_share": spread([step.foreign for step in times])._asdict(),
+    "equal_groups": statistics.mean(step.equal_groups for step in times),
     "peak_memory_gib": peak_gib,
+  }
+
+
+def rates_of(steps: list[dict[str, float]]) -> dict[str, Any]:
+  """Seconds by phase and tokens a second of a program's steps; padding is no token."""
+  per_second = lambda phase: statistics.median(step["tokens"] / step[phase] for step in steps)
+  return {
+    **{
+      f"{name}_seconds": spread([step[name] for step in steps])._asdict()
+      for name in ("sample", "update", "total")
+    },
+    "tokens": statistics.mean(step["tokens"] for step in steps),
+    "tokens_per_second": per_second("total"),
+    "sample_tokens_per_second": per_second("sample"),
   }
 
 
@@ -150,19 +184,20 @@ def profile(ours: TimedStep, folder: Path) -> str:
 
 
 def take_turns(
-  peer: str, policy: DecoderConfig, load: Workload, ours: TimedStep, out: Path
+  peer: str, work: RandomWork | ToolWork, ours: TimedStep, out: Path
 ) -> dict[str, Any]:
-  """A peer's figures and how they compare with ours, measured in turns."""
+  """A peer's figures and how they compare with ours, measured in turns on the same prompts."""
   runners = Path(__file__).parent / "peers"
   python = prepare_environment(
     peer, runners / f"{peer}.txt", (Path(FLAGS.environments) / peer).absolute()
   )
   folder = out.with_suffix("") / peer
   folder.mkdir(parents=True, exist_ok=True)
-  work = write_work(policy, load, FLAGS.steps + 1, folder, FLAGS.seed)
+  task = write_work(work, FLAGS.steps + 1, folder)
   mine, theirs = [], []
   command = [str(python), str((runners / f"{peer}_grpo.py").absolute())]
-  with PeerProcess(command, work) as program:
+  ours.step = 1  # the prompts of the first step are those to warm up with
+  with PeerProcess(command, task) as program:
     first = program.step()
     for number in range(FLAGS.steps):
       mine.append(ours.run())
@@ -172,29 +207,24 @@ def take_turns(
         f"  [{number + 1}/{FLAGS.steps}]",
         flush=True,
       )
-  if any(step["tokens"] != load.tokens for step in theirs):
-    raise RuntimeError(f"{peer} sampled {theirs[0]['tokens']} tokens instead of {load.tokens}")
-  found: dict[str, Any] = {
-    f"{name}_seconds": spread([step[name] for step in theirs])._asdict()
-    for name in ("sample", "update", "total")
-  }
-  own = figures(load, mine, peak_memory_gib())
-  total = found["total_seconds"]["median"]
+  expected = work.load.tokens
+  if not work.stop_ids and any(step["tokens"] != expected for step in theirs):
+    raise RuntimeError(f"{peer} sampled {theirs[0]['tokens']} tokens instead of {expected}")
+  own, found = figures(mine, peak_memory_gib()), rates_of(theirs)
   return {
     **found,
-    "tokens_per_second": load.tokens / total,
     "first_step_seconds": program.ready_seconds + first["total"],
     "peak_memory_gib": theirs[-1]["peak_memory_gib"],
     "ours": own,
-    "times_slower": total / own["total_seconds"]["median"],
+    "times_slower": own["tokens_per_second"] / found["tokens_per_second"],
     "requirements": (runners / f"{peer}.txt").read_text(encoding="utf-8").split(),
   }
 
 
 def show(record: dict[str, Any], out: Path) -> None:
   """Prints what was measured."""
-  header: Row = ("program", "sample s", "update s", "step s [least, most]", "tokens/s", "peak GiB",
-                 "step / ours")  # fmt: skip
+  header: Row = ("program", "sample s", "update s", "step s [least, most]", "useful tokens/s",
+                 "peak GiB", "ours / its tokens/s")  # fmt: skip
   row = lambda name, found, ratio: (
     name,
     *(f"{found[f'{part}_seconds']['median']:.3f}" for part in ("sample", "update")),
@@ -207,20 +237,31 @@ def show(record: dict[str, Any], out: Path) -> None:
   for peer, found in record["peers"].items():
     rows.append(row(peer, found, f"{found['times_slower']:.2f}"))
     rows.append(row("  grpo_jax, in turns", found["ours"], "1.00"))
-  rates = record["rates"]
+  candidates = record["workload"]["prompts"] * record["workload"]["group_size"]
   print(
     f"\n{as_text(header, rows, grouped=False)}\n\n"
     f"compilation {record['compile_seconds']:.1f} s; first step done "
     f"{record['first_step_at_seconds']:.1f} s after the start; a step took "
     f"{record['cpu_seconds']['median']:.2f} CPU seconds, other processes "
     f"{record['foreign_cpu_share']['median']:.0%} of the machine meanwhile\n"
+    f"{record['tokens']:.0f} useful tokens a step, {record['tokens'] / candidates:.1f} a "
+    f"candidate; {record['equal_groups']:.0%} of groups had equal rewards"
+  )
+  if "rates" in record:
+    print(floor_text(record))
+  print(f"figures: {out}")
+
+
+def floor_text(record: dict[str, Any]) -> str:
+  """The step beside its floor, in words."""
+  rates = record["rates"]
+  return (
     f"{record['flops'] / 1e9:.0f} GFLOP a step ({record['flops_without_sharing'] / 1e9:.0f} with "
     f"the prompt repeated); measured {rates['large'] / 1e9:.0f} GFLOP/s in large products, "
     f"{rates['skinny'] / 1e9:.0f} in skinny ones, {rates['bandwidth'] / 1e9:.0f} GB/s\n"
     f"floor {record['floor_seconds']:.2f} s (sample {record['floor_sample_seconds']:.2f}, update "
     f"{record['floor_update_seconds']:.2f}; {record['floor_without_sharing_seconds']:.2f} with the "
-    f"prompt repeated): the step takes {record['step_over_floor']:.2f} times as long\n"
-    f"figures: {out}"
+    f"prompt repeated): the step takes {record['step_over_floor']:.2f} times as long"
   )
 
 

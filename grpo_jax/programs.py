@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.grpo import GRPOConfig, kl_to_reference, make_batch, update
 from grpo_jax.models import DecoderConfig, LoraConfig, Params, attach
-from grpo_jax.sampling import SamplingConfig, sample_groups
+from grpo_jax.sampling import LENGTH_BUCKETS, SamplingConfig, sample_groups
 from grpo_jax.sharding import AnyMesh, gathered_parameters, state_shardings
+from grpo_jax.types import Prompts, Rollout
 
 
 def assemble(lora: LoraConfig | None, base: Params | None, trained: Params) -> Params:
@@ -101,3 +104,19 @@ def kl_program(policy: DecoderConfig, mesh: AnyMesh, cfg: GRPOConfig) -> Any:
       return kl_to_reference(ref_params, rollout, policy=policy, cfg=cfg)
 
   return jax.jit(kl)
+
+
+def pad_to_bucket(
+  prompts: Sequence[Sequence[int]], pad_id: int, buckets: Sequence[int] = LENGTH_BUCKETS
+) -> Prompts:
+  """A step's prompts as arrays on the host, padded to the bucket of the longest."""
+  length = bucket_length(max(map(len, prompts)), buckets)
+  tokens, mask = pad_prompts(prompts, length, pad_id)
+  return Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
+
+
+def cut_to_bucket(rollout: Rollout, longest: int) -> Rollout:
+  """Cuts the padding behind the longest completion, of so many tokens, down to a bucket."""
+  length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
+  cut = lambda x: x[..., :length]
+  return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))

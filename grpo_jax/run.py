@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_jax import hosts
 from grpo_jax.checkpoints import Checkpoints
-from grpo_jax.data.batches import batch_at, bucket_length, pad_prompts
+from grpo_jax.data.batches import batch_at
 from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import SPLITS
@@ -24,13 +24,20 @@ from grpo_jax.data.synthetic import generate as generate_rows
 from grpo_jax.grpo import step_key
 from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
 from grpo_jax.optimizers import make_optimizer, make_schedule
-from grpo_jax.programs import assemble, kl_program, learn_program, resolve, sample_program
+from grpo_jax.programs import (
+  assemble,
+  cut_to_bucket,
+  kl_program,
+  learn_program,
+  pad_to_bucket,
+  resolve,
+  sample_program,
+)
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
 from grpo_jax.run_config import RunConfig, changed_settings, run_record
 from grpo_jax.run_folder import whole_lines, write_text
-from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
@@ -40,7 +47,7 @@ from grpo_jax.sharding import (
   state_shardings,
 )
 from grpo_jax.text import completion_text, load_tokenizer, render, stop_token_ids
-from grpo_jax.types import Prompts, Rollout, TrainState
+from grpo_jax.types import Rollout, TrainState
 
 SYNTHETIC = "synthetic:"
 log = logging.getLogger(__name__)
@@ -166,7 +173,8 @@ class Run:
       step, num_tasks=len(self.tasks), prompts_per_step=count, seed=self.config.seed
     )
     tasks = [self.tasks[i] for i in chosen]
-    prompts = self._padded([self.prompts[i] for i in chosen])
+    arrays = pad_to_bucket([self.prompts[i] for i in chosen], self.grpo.sampling.pad_id)
+    prompts = jax.device_put(arrays, batch_sharding(self.mesh))
     ready = time.perf_counter()
     rollout = self._sample(state.params, self.base, prompts, step_key(state))
     drawn = hosts.fetch(rollout)
@@ -178,7 +186,7 @@ class Run:
     scored = time.perf_counter()
     between()
 
-    rollout = self._shortened(rollout, int(drawn.mask.sum(-1).max()))
+    rollout = cut_to_bucket(rollout, int(drawn.mask.sum(-1).max()))
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
     kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
@@ -220,18 +228,6 @@ class Run:
       log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
       write_text(self.dir / "first_reward_failure.txt", reward.first_traceback)
       self._traceback_shown = True
-
-  def _padded(self, prompts: Sequence[Sequence[int]]) -> Prompts:
-    length = bucket_length(max(map(len, prompts)), LENGTH_BUCKETS)
-    tokens, mask = pad_prompts(prompts, length, self.grpo.sampling.pad_id)
-    arrays = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
-    return jax.device_put(arrays, batch_sharding(self.mesh))
-
-  def _shortened(self, rollout: Rollout, longest: int) -> Rollout:
-    """Cuts the padding behind the longest completion, down to a bucket."""
-    length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
-    cut = lambda x: x[..., :length]
-    return Rollout(rollout.prompts, *(cut(x) for x in rollout[1:]))
 
   def assemble(self, trained: Params) -> Params:
     """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""

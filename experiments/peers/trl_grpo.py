@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from turns import Turns, share_of_sevens
+from turns import Turns, rewards
 
 turns = Turns()
 work = turns.work
@@ -23,22 +24,26 @@ config = GRPOConfig(
   gradient_accumulation_steps=work["prompts"],
   num_generations=group,
   max_completion_length=length,
-  generation_kwargs={"min_new_tokens": length},
-  temperature=1.0,
+  generation_kwargs={} if work["stop_ids"] else {"min_new_tokens": length},
+  temperature=work["temperature"],
   beta=0.0,
   learning_rate=work["learning_rate"],
   gradient_checkpointing=False,
   max_steps=len(work["steps"]),
+  shuffle_dataset=False,  # each step has its own prompts, as everywhere
   logging_steps=10**6,
   save_strategy="no",
   report_to="none",
   disable_tqdm=True,
 )
+columns = {"prompt": list(itertools.chain(*work["steps"]))}
+if work["wanted"]:
+  columns["wanted"] = list(itertools.chain(*work["wanted"]))
 trainer = GRPOTrainer(
   work["model"],
-  reward_funcs=share_of_sevens,
+  reward_funcs=rewards,
   args=config,
-  train_dataset=Dataset.from_dict({"prompt": [text for step in work["steps"] for text in step]}),
+  train_dataset=Dataset.from_dict(columns),
   # Not AutoTokenizer: it makes a Qwen2 tokenizer of the folder, which returns no ids.
   processing_class=PreTrainedTokenizerFast.from_pretrained(work["model"]),
 )

@@ -17,7 +17,7 @@ from tunix.models.qwen2 import params as qwen2_params
 from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout import base_rollout
-from turns import Turns, share_of_sevens
+from turns import Turns, rewards
 
 turns = Turns()
 work = turns.work
@@ -68,16 +68,16 @@ cluster = rl_cluster.RLCluster(
       max_tokens_to_generate=length,
       max_prompt_length=work["prompt_tokens"],
       kv_cache_size=work["prompt_tokens"] + length,
-      temperature=1.0,
+      temperature=work["temperature"],
       top_p=1.0,
-      eos_tokens=[-1],  # never stop early
+      eos_tokens=work["stop_ids"] or [-1],  # -1: never stop early
     ),
   ),
 )
 
 
-def reward(prompts, completions, **kwargs):
-  return share_of_sevens(completions)
+def reward(prompts, completions, wanted=None, **kwargs):
+  return rewards(completions, wanted)
 
 
 learner = GRPOLearner(
@@ -98,7 +98,8 @@ def timed_generate(*args, **kwargs):
   began = time.perf_counter()
   out = generate(*args, **kwargs)
   seconds["sample"] += time.perf_counter() - began
-  sampled.append(sum(len(ids) for ids in out.tokens))
+  # The stop token is cut off: it is there wherever a completion ends early.
+  sampled.append(sum(min(len(ids) + 1, length) for ids in out.tokens))
   return out
 
 
@@ -124,4 +125,7 @@ cluster.generate = timed_generate
 learner._generate_and_compute_advantage = timed_score
 learner._run_global_step = timed_step
 turns.ready()
-learner.train([{"prompts": np.array(step)} for step in work["steps"]])
+batches = [{"prompts": np.array(step)} for step in work["steps"]]
+for batch, wanted in zip(batches, work["wanted"] or [], strict=False):
+  batch["wanted"] = np.array(wanted)
+learner.train(batches)

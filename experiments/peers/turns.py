@@ -42,7 +42,7 @@ class Turns:
     Args:
       sample: seconds until the candidates were there.
       update: seconds of the training part.
-      tokens: sampled tokens.
+      tokens: sampled tokens, up to and with each candidate's stop token.
     """
     self._tell(
       {
@@ -58,6 +58,18 @@ class Turns:
     print(f"\n{MARK}{json.dumps(line)}", flush=True)
 
 
-def share_of_sevens(completions: list[str], **_: Any) -> list[float]:
-  """A reward that any text has; it costs nothing beside the step."""
-  return [text.count("7") / 100 for text in completions]
+def rewards(completions: list[str], wanted: list[str] | None = None, **_: Any) -> list[float]:
+  """Rewards that cost nothing beside the step: by the wanted answers where there are some."""
+  if wanted is None:
+    return [text.count("7") / 100 for text in completions]
+  return [text_reward(text, answer) for text, answer in zip(completions, wanted, strict=True)]
+
+
+def text_reward(text: str, wanted: str) -> float:
+  """The same as that of grpo_jax/benchmarking/work.py."""
+  text = text.strip()
+  if wanted.startswith("["):
+    same_tool = text.split('"arguments"')[0] == wanted.split('"arguments"')[0]
+    return 1.0 if text == wanted else 0.5 * same_tool
+  asks = ("?" in text) == ("?" in wanted)
+  return float(asks and bool(text) and not text.startswith("["))

@@ -13,13 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-import jax
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.benchmarking.shapes import Workload
-from grpo_jax.benchmarking.timing import LEARNING_RATE, token_ids
-from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+from grpo_jax.benchmarking.timing import LEARNING_RATE
+from grpo_jax.benchmarking.work import RandomWork, ToolWork
+from grpo_jax.models import save_pretrained
 
 Peer = Literal["trl", "tunix"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
@@ -55,20 +54,13 @@ def prepare_environment(peer: str, requirements: Path, folder: Path) -> Path:
   return python
 
 
-def write_work(
-  policy: DecoderConfig, load: Workload, steps: int, folder: Path, seed: int = 0
-) -> Path:
+def write_work(work: RandomWork | ToolWork, steps: int, folder: Path) -> Path:
   """Writes what a peer works on: a model in the Hugging Face layout and the prompts of each step.
 
-  The tokenizer has a word `t<i>` for every token, so that a prompt's text has as many words as the
-  prompt has tokens.
-
   Args:
-    policy: the decoder; its weights are drawn as ours are.
-    load: the batch.
+    work: of the same seed as that of our `TimedStep`, whose weights and prompts they are then.
     steps: how many steps' prompts.
     folder: where to.
-    seed: as that of our `TimedStep`.
 
   Returns:
     The path of work.json.
@@ -76,38 +68,46 @@ def write_work(
   Raises:
     ValueError: a decoder that the peers' runners do not build.
   """
+  policy, load = work.policy, work.load
   if policy.model_type != "qwen2" or not policy.tie_embeddings:
     raise ValueError("--compare needs a Qwen 2 shape with tied embeddings")
-  vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
-  vocabulary |= {f"t{i}": i for i in range(3, policy.vocab_size)}
-  words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-  words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-  )
-  params = init_params(policy, jax.random.key(seed))
-  save_pretrained(policy, params, folder / "model", tokenizer=tokenizer)
-  texts = [
-    [
-      " ".join(f"t{token}" for token in prompt)
-      for prompt in token_ids(policy.vocab_size, seed, i, (load.prompts, load.prompt_tokens))
+  if isinstance(work, ToolWork):
+    model, wanted = work.model, [[task.answer for task in step] for step in work.tasks[:steps]]
+    texts = [work.texts(step) for step in range(steps)]
+  else:
+    model, wanted = folder / "model", None
+    save_pretrained(policy, work.params(), model, tokenizer=_words(policy.vocab_size))
+    texts = [
+      [" ".join(f"t{token}" for token in prompt) for prompt in work.prompts(step)]
+      for step in range(steps)
     ]
-    for i in range(steps)
-  ]
-  work = {
-    "model": str((folder / "model").absolute()),
+  content = {
+    "model": str(model.absolute()),
     "out": str((folder / "out").absolute()),
     "dtype": policy.dtype,
     "prompts": load.prompts,
     "prompt_tokens": load.prompt_tokens,
     "group_size": load.group_size,
     "completion_tokens": load.completion_tokens,
+    "stop_ids": list(work.stop_ids),
+    "temperature": work.temperature,
     "learning_rate": LEARNING_RATE,
     "steps": texts,
+    "wanted": wanted,
   }
-  path = folder / "work.json"
-  path.write_text(json.dumps(work), encoding="utf-8")
+  path = (folder / "work.json").absolute()  # the peer runs in that folder
+  path.write_text(json.dumps(content), encoding="utf-8")
   return path
+
+
+def _words(vocab: int) -> PreTrainedTokenizerFast:
+  """A tokenizer with a word `t<i>` for every token, so that a text has as many words as tokens."""
+  vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"t{i}": i for i in range(3, vocab)}
+  words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+  words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  return PreTrainedTokenizerFast(
+    tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+  )
 
 
 class PeerProcess:
@@ -143,7 +143,8 @@ class PeerProcess:
     """Lets it take one step.
 
     Returns:
-      `sample`, `update` and `total` seconds, `tokens` sampled and `peak_memory_gib` so far.
+      `sample`, `update` and `total` seconds, `tokens` sampled, stop tokens among them, and
+      `peak_memory_gib` so far.
 
     Raises:
       RuntimeError: it has ended; its last lines are in the message.

@@ -11,7 +11,8 @@ from grpo_jax.models import DecoderConfig
 from grpo_jax.models.config import Dtype
 
 
-def _qwen2(**sizes: int) -> DecoderConfig:
+def qwen2(**sizes: int) -> DecoderConfig:
+  """A decoder of Qwen 2.5's kind, with the sizes that are given."""
   return DecoderConfig(
     **sizes,  # type: ignore[arg-type]
     head_dim=64,
@@ -25,11 +26,11 @@ def _qwen2(**sizes: int) -> DecoderConfig:
 
 # Qwen 2.5 in small: 23.6 and 134.5 million parameters.
 SHAPES = {
-  "S": _qwen2(
+  "S": qwen2(
     vocab_size=16384, hidden_size=384, intermediate_size=1536, num_layers=8, num_heads=6,
     num_kv_heads=2,
   ),
-  "M": _qwen2(
+  "M": qwen2(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9,
     num_kv_heads=3,
   ),

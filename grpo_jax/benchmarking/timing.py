@@ -1,7 +1,8 @@
-"""Times our step: the functions that training compiles, on random weights and prompts."""
+"""Times our step: the functions that training compiles."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import statistics
@@ -14,17 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.benchmarking.shapes import Workload
+from grpo_jax.benchmarking.work import Work
 from grpo_jax.grpo import GRPOConfig, step_key
-from grpo_jax.models import DecoderConfig, init_params
 from grpo_jax.optimizers import make_optimizer, make_schedule
-from grpo_jax.programs import learn_program, resolve, sample_program
+from grpo_jax.programs import cut_to_bucket, learn_program, pad_to_bucket, resolve, sample_program
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts, TrainState
 
 LEARNING_RATE = 1e-6
-FIRST_TOKEN = 3  # those below are special in the shapes' vocabularies
 
 
 class Spread(NamedTuple):
@@ -45,6 +44,8 @@ class Timed(NamedTuple):
     cpu: CPU seconds of this process, all threads; what to compare on a machine that is not quiet.
     foreign: share of the machine's CPU time that other processes took meanwhile; NaN where the
       system does not say.
+    tokens: sampled tokens, up to and with each candidate's stop token.
+    equal_groups: share of the groups whose rewards are all equal.
   """
 
   sample: float
@@ -52,6 +53,95 @@ class Timed(NamedTuple):
   total: float
   cpu: float
   foreign: float
+  tokens: int
+  equal_groups: float
+
+
+class TimedStep:
+  """Our GRPO step, as training runs it, with its state.
+
+  Prompts are padded to the bucket of the longest, and completions cut to that of theirs before the
+  update; what must be compiled for a shape is compiled when it first occurs, outside of the clocks.
+
+  Args:
+    work: weights, prompts and rewards.
+    micro_batch_prompts: prompts in a backward pass; 0 takes all at once.
+    repeated: do the same work without the group as an axis: each candidate is a prompt of its own,
+      and a backward pass takes as many of them. Advantages are then all 0, which saves nothing.
+    seed: of the samples.
+
+  Attributes:
+    compile_seconds: of all programs so far, from the persistent cache when they are in it.
+  """
+
+  def __init__(
+    self, work: Work, micro_batch_prompts: int = 1, repeated: bool = False, seed: int = 0
+  ) -> None:
+    self.work, self.repeated, self.step, self.compile_seconds = work, repeated, 0, 0.0
+    mesh, load = make_mesh("data:1,fsdp:1,tensor:1"), work.load
+    cfg = GRPOConfig(
+      SamplingConfig(load.group_size, load.completion_tokens, work.temperature),
+      micro_batch_prompts=micro_batch_prompts,
+    )
+    cfg = resolve(cfg, work.policy, mesh, work.stop_ids)
+    sampling, self._pad_id = cfg.sampling, cfg.sampling.pad_id
+    if repeated:
+      sampling = dataclasses.replace(sampling, group_size=1)
+      rows = micro_batch_prompts * load.group_size
+      cfg = dataclasses.replace(cfg, micro_batch_prompts=rows, skip_idle=False)
+    tx = make_optimizer("adamw", make_schedule(LEARNING_RATE, 0), weight_decay=0.0, clip_norm=1.0)
+    start = jax.jit(lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key))
+    self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
+    self._sample = sample_program(work.policy, mesh, sampling)
+    self._learn = learn_program(work.policy, mesh, tx, cfg)
+    self._compiled: dict[tuple[int, ...], Any] = {}
+
+  def prompts(self) -> Prompts:
+    """This step's prompts, on the host."""
+    rows = self.work.prompts(self.step)
+    if self.repeated:
+      rows = [row for row in rows for _ in range(self.work.load.group_size)]
+    return pad_to_bucket(rows, self._pad_id, self.work.buckets)
+
+  def run(self) -> Timed:
+    """Takes one step and times it."""
+    prompts = jax.block_until_ready(jax.device_put(self.prompts()))
+    given: tuple[Any, ...] = (self.state.params, None, prompts, step_key(self.state))
+    sample = self._program(self._sample, given, prompts.tokens.shape)
+    began = _clocks()
+    rollout = jax.block_until_ready(sample(*given))
+    sampled = _clocks()
+    drawn = jax.device_get(rollout)
+    rewards = self.work.rewards(self.step, drawn)
+    longest = int(drawn.mask.sum(-1).max())
+    scored = _clocks()
+    cut = cut_to_bucket(rollout, longest)
+    given = (self.state, None, None, cut, rewards)
+    learn = self._program(self._learn, given, (*prompts.tokens.shape, *cut.tokens.shape))
+    ready = _clocks()
+    cut = cut_to_bucket(rollout, longest)  # for the second time: now it is timed
+    self.state, metrics = learn(self.state, None, None, cut, rewards)
+    jax.block_until_ready((self.state, metrics))
+    ended = _clocks()
+    self.step += 1
+    total, busy, own = (scored - began) + (ended - ready)
+    return Timed(
+      float((sampled - began)[0]),
+      float((ended - ready)[0]),
+      float(total),
+      float(own),
+      float(max(busy - own, 0.0) / (total * (os.cpu_count() or 1))),
+      int(drawn.mask.sum()),
+      float(np.mean(rewards.max(-1) == rewards.min(-1))),
+    )
+
+  def _program(self, program: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    """The program compiled for arguments of this shape."""
+    if shape not in self._compiled:
+      began = time.perf_counter()
+      self._compiled[shape] = program.lower(*arguments).compile()
+      self.compile_seconds += time.perf_counter() - began
+    return self._compiled[shape]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -59,76 +149,9 @@ def spread(values: Sequence[float]) -> Spread:
   return Spread(statistics.median(values), min(values), max(values))
 
 
-class TimedStep:
-  """Our GRPO step, compiled, with its state.
-
-  Args:
-    policy: the decoder; its weights are drawn.
-    load: the batch.
-    micro_batch_prompts: prompts in a backward pass; 0 takes all at once.
-    seed: of weights, prompts and samples.
-
-  Attributes:
-    compile_seconds: of both programs, from the persistent cache when they are in it.
-  """
-
-  def __init__(
-    self, policy: DecoderConfig, load: Workload, micro_batch_prompts: int = 1, seed: int = 0
-  ) -> None:
-    self.policy, self.load, self.seed, self.step = policy, load, seed, 0
-    mesh = make_mesh("data:1,fsdp:1,tensor:1")
-    cfg = GRPOConfig(
-      SamplingConfig(load.group_size, load.completion_tokens),
-      micro_batch_prompts=micro_batch_prompts,
-    )
-    cfg = resolve(cfg, policy, mesh, ())  # no stop tokens: every candidate runs to its full length
-    tx = make_optimizer("adamw", make_schedule(LEARNING_RATE, 0), weight_decay=0.0, clip_norm=1.0)
-
-    def start(key: jax.Array) -> TrainState:
-      params = init_params(policy, key)
-      return TrainState(params, tx.init(params), jnp.int32(0), key)
-
-    self.state = jax.block_until_ready(jax.jit(start)(jax.random.key(seed)))
-    sample = sample_program(policy, mesh, cfg.sampling)
-    shapes = (self.state.params, None, self.prompts(), self.state.key)
-    rollout = jax.eval_shape(sample, *shapes)
-    rewards = jax.ShapeDtypeStruct((load.prompts, load.group_size), jnp.float32)
-    learn = learn_program(policy, mesh, tx, cfg)
-    began = time.perf_counter()
-    self._sample = sample.lower(*shapes).compile()
-    self._learn = learn.lower(self.state, None, None, rollout, rewards).compile()
-    self.compile_seconds = time.perf_counter() - began
-
-  def prompts(self) -> Prompts:
-    """This step's prompts: random tokens, another draw for each step."""
-    count, length = self.load.prompts, self.load.prompt_tokens
-    tokens = token_ids(self.policy.vocab_size, self.seed, self.step, (count, length))
-    return Prompts(tokens, np.ones((count, length), bool), np.arange(count, dtype=np.int32))
-
-  def run(self) -> Timed:
-    """Takes one step and times it."""
-    prompts = jax.block_until_ready(jax.device_put(self.prompts()))
-    before, began = _cpu_seconds(), time.perf_counter()
-    rollout = self._sample(self.state.params, None, prompts, step_key(self.state))
-    jax.block_until_ready(rollout)
-    sampled = time.perf_counter()
-    tokens = np.asarray(rollout.tokens)
-    # Any function of the tokens that differs within a group: no group is left out of the update.
-    rewards = ((tokens % 7 == 0).mean(-1) + 1e-6 * tokens[..., 0]).astype(np.float32)
-    scored = time.perf_counter()
-    self.state, metrics = self._learn(self.state, None, None, rollout, rewards)
-    jax.block_until_ready((self.state, metrics))
-    ended = time.perf_counter()
-    self.step += 1
-    busy, own = (b - a for a, b in zip(before, _cpu_seconds(), strict=True))
-    foreign = max(0.0, busy - own) / ((ended - began) * (os.cpu_count() or 1))
-    return Timed(sampled - began, ended - scored, ended - began, own, foreign)
-
-
-def token_ids(vocab: int, seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
-  """Random ordinary tokens, int32, a function of (seed, step)."""
-  rng = np.random.default_rng((seed, step))
-  return rng.integers(min(FIRST_TOKEN, vocab - 1), vocab, shape).astype(np.int32)
+def _clocks() -> np.ndarray:
+  """Seconds [3]: the time, and CPU time that all processes (NaN off Linux) and this one used."""
+  return np.array([time.perf_counter(), *_cpu_seconds()])
 
 
 def _cpu_seconds() -> tuple[float, float]:

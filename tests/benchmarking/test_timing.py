@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.benchmarking.timing import TimedStep, process_age, spread
+from grpo_jax.benchmarking.work import RandomWork
 from grpo_jax.models import DecoderConfig, init_params, load_pretrained
 
 RUNNERS = Path(__file__).parents[2] / "experiments" / "peers"
@@ -24,7 +25,7 @@ LOAD = Workload(prompts=2, prompt_tokens=5, group_size=3, completion_tokens=4)
 
 @pytest.fixture(scope="module")
 def step():
-  return TimedStep(SHAPE, LOAD)
+  return TimedStep(RandomWork(SHAPE, LOAD))
 
 
 def test_a_timed_step_samples_full_lengths_and_moves_the_policy(step):
@@ -33,10 +34,22 @@ def test_a_timed_step_samples_full_lengths_and_moves_the_policy(step):
   assert 0 < timed.sample + timed.update <= timed.total
   assert timed.cpu > 0
   assert math.isnan(timed.foreign) or 0 <= timed.foreign <= 1.01
+  assert (timed.tokens, timed.equal_groups) == (LOAD.tokens, 0.0)
   assert step.compile_seconds > 0 and int(step.state.step) == step.step == 1
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, step.state.params)
   assert moved["embed"]["embedding"] and moved["layers_0"]["down"]["kernel"]
   assert np.any(step.prompts().tokens != first.tokens)  # each step has prompts of its own
+
+
+def test_a_repeated_prompt_is_the_same_work_in_rows():
+  shared, repeated = (TimedStep(RandomWork(SHAPE, LOAD), repeated=way) for way in (False, True))
+  rows = repeated.prompts().tokens
+  np.testing.assert_array_equal(rows, np.repeat(shared.prompts().tokens, LOAD.group_size, axis=0))
+  before = jax.device_get(repeated.state.params)
+  timed = repeated.run()
+  assert timed.tokens == LOAD.tokens and timed.update > 0
+  # Groups of one have no advantage: all the work is done, for nothing.
+  jax.tree.map(np.testing.assert_array_equal, before, repeated.state.params)
 
 
 def test_figures_are_medians_and_extremes():
@@ -46,7 +59,7 @@ def test_figures_are_medians_and_extremes():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-  return write_work(SHAPE, LOAD, 2, tmp_path_factory.mktemp("peer"))
+  return write_work(RandomWork(SHAPE, LOAD), 2, tmp_path_factory.mktemp("peer"))
 
 
 def test_a_peer_gets_the_model_and_the_prompts_that_we_use(work, step):

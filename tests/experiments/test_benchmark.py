@@ -53,7 +53,9 @@ def test_a_small_shape_is_timed_and_set_against_its_floor(folder):
   floor = floor_of(work, Rates(**found["rates"]))
   assert found["floor_seconds"] == pytest.approx(floor.total)
   assert found["step_over_floor"] == pytest.approx(found["total_seconds"]["median"] / floor.total)
-  assert found["tokens_per_second"] == pytest.approx(16 / found["total_seconds"]["median"])
+  assert found["tokens"] == 16 and found["equal_groups"] == 0
+  assert 16 / found["total_seconds"]["max"] <= found["tokens_per_second"]
+  assert found["tokens_per_second"] <= 16 / found["total_seconds"]["min"]
   assert 0 < found["compile_seconds"] < found["first_step_at_seconds"]
   assert 0.05 < found["peak_memory_gib"] < 8
   assert found["workload"]["group_size"] == 2 and found["peers"] == {}
@@ -64,14 +66,34 @@ def test_a_small_shape_is_timed_and_set_against_its_floor(folder):
   assert "times as long" in done.stdout and "found.json" in done.stdout
 
 
+def test_real_prompts_count_tokens_up_to_the_end(folder):
+  done = benchmark(
+    "--realistic", "--prompts=2", "--group_size=2", "--completion_tokens=40", "--steps=1",
+    "--json=real.json", cwd=folder,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = json.loads((folder / "real.json").read_text())
+  # The embedded policy answers in full and stops.
+  assert 4 * 3 < found["tokens"] < 4 * 40
+  assert found["tokens_per_second"] == pytest.approx(
+    found["tokens"] / found["total_seconds"]["median"]
+  )
+  assert 100 < found["workload"]["prompt_tokens"] <= 448 and found["temperature"] == 0.5
+  assert "useful tokens/s" in done.stdout and "floor_seconds" not in found
+
+
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
     ("--shape=XL", "--shape=XL; expected S, M or a config.json that exists"),
+    (
+      "--realistic --shape=S",
+      "--shape does not go with --realistic: its model and prompts are given",
+    ),
     ("--compare=verl", "--compare=verl; expected some of trl, tunix"),
   ],
 )
 def test_contradictions_end_in_one_sentence_before_any_work(folder, flag, message):
-  done = benchmark(flag, cwd=folder)
+  done = benchmark(*flag.split(), cwd=folder)
   assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == f"benchmark: {message}"
   assert not (folder / "runs").exists()

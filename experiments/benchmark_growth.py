@@ -1,0 +1,128 @@
+"""Shows how a step's time grows with the group, the prompt, the completion and the model.
+
+    python experiments/benchmark_growth.py --plot=docs/images/growth.png
+
+Each point is timed in two layouts: as training runs it, a prompt computed once for its group, and
+with the prompt repeated for each candidate, which is the same two programs on P x G prompts with
+groups of one. The other sizes stay at the middle of their lists. A point is written as soon as it
+is measured; the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from grpo_jax.benchmarking.growth import (
+  LAYOUTS,
+  Point,
+  base_of,
+  measure,
+  plot_growth,
+  points_along,
+)
+from grpo_jax.run_config import git_commit
+from grpo_jax.run_folder import write_text
+from grpo_jax.tables import Row, as_text
+
+FLAGS = flags.FLAGS
+AXES = {
+  "group_size": ("2,4,8,16", "candidates sampled for each prompt (G)"),
+  "prompt_tokens": ("64,128,256,512,1024", "tokens in each prompt"),
+  "completion_tokens": ("16,32,64,128", "tokens in each candidate"),
+  "width": ("128,256,384", "hidden sizes of the model, multiples of 128"),
+}
+for name, (default, words) in AXES.items():
+  flags.DEFINE_list(name, default.split(","), words)
+flags.DEFINE_integer("prompts", 2, "prompts a step", lower_bound=1)
+flags.DEFINE_integer("layers", 4, "layers of the model", lower_bound=1)
+flags.DEFINE_integer("steps", 3, "timed steps of each point, after one to warm up", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "of weights, prompts and samples")
+flags.DEFINE_string("json", "runs/benchmark/growth.json", "the points so far")
+flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
+
+
+def main(_) -> None:
+  try:
+    axes = {name: [int(value) for value in FLAGS[name].value] for name in AXES}
+    along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
+    for point in (point for points in along.values() for point in points):
+      _ = point.load  # sizes out of range are refused before any work
+    out = Path(FLAGS.json)
+    settings = {
+      "steps": FLAGS.steps,
+      "seed": FLAGS.seed,
+      "jax": importlib.metadata.version("jax"),
+      "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+      "cpus": os.cpu_count(),
+    }
+    found = measure_all(along, settings, out)
+    Path(FLAGS.plot).parent.mkdir(parents=True, exist_ok=True)
+    plot_growth(along, found, Path(FLAGS.plot))
+    show(along, found)
+    print(f"\nfigures: {out}   picture: {FLAGS.plot}")
+  except (ValueError, OSError) as error:
+    sys.exit(f"benchmark_growth: {error}")
+
+
+def measure_all(
+  along: dict[str, list[Point]], settings: dict[str, Any], out: Path
+) -> dict[tuple[Point, str], dict[str, Any]]:
+  """Measures what `out` does not have yet."""
+  rows: list[dict[str, Any]] = []
+  if out.exists():
+    old = json.loads(out.read_text(encoding="utf-8"))
+    if old["settings"] != settings:
+      raise ValueError(f"{out} has points of other settings, {old['settings']}; choose another")
+    rows = old["points"]
+  found = {(Point(**row["point"]), row["layout"]): row for row in rows}
+  out.parent.mkdir(parents=True, exist_ok=True)
+  wanted = [(p, layout) for points in along.values() for p in points for layout in LAYOUTS]
+  missing = [key for key in dict.fromkeys(wanted) if key not in found]
+  for number, (point, layout) in enumerate(missing):
+    row = {
+      "point": dataclasses.asdict(point),
+      "layout": layout,
+      "parameters": point.parameters,
+      **measure(point, layout, FLAGS.steps, FLAGS.seed),
+      "git_commit": git_commit(),
+    }
+    found[point, layout] = row
+    rows.append(row)
+    write_text(out, json.dumps({"settings": settings, "points": rows}, indent=2) + "\n")
+    seconds = row["total"]["median"]
+    print(f"[{number + 1}/{len(missing)}] {point} {layout}: {seconds:.2f} s", flush=True)
+  return found
+
+
+def show(along: dict[str, list[Point]], found: dict[tuple[Point, str], dict[str, Any]]) -> None:
+  """Prints a table of all points, axis by axis."""
+  header: Row = ("axis", "value", "sample s", "update s", "step s", "repeated: sample s",
+                 "update s", "step s", "times")  # fmt: skip
+  rows: list[Row] = []
+  for axis, points in along.items():
+    for point in points:
+      ours, theirs = (found[point, layout] for layout in LAYOUTS)
+      seconds = [row[phase]["median"] for row in (ours, theirs) for phase in
+                 ("sample", "update", "total")]  # fmt: skip
+      rows.append(
+        (
+          axis,
+          str(getattr(point, axis)),
+          *(f"{value:.3f}" for value in seconds),
+          f"{seconds[-1] / seconds[2]:.2f}",
+        )
+      )
+  print(f"\n{as_text(header, rows)}")
+
+
+if __name__ == "__main__":
+  app.run(main)
