@@ -52,7 +52,7 @@ flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
 
 def main(_) -> None:
   try:
-    axes = {name: [int(value) for value in FLAGS[name].value] for name in AXES}
+    axes = {name: [int(value) for value in FLAGS[name].value or ()] for name in AXES}
     along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
     for point in (point for points in along.values() for point in points):
       _ = point.load  # sizes out of range are refused before any work

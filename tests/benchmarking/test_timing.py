@@ -16,7 +16,7 @@ from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment,
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.benchmarking.timing import TimedStep, process_age, spread
 from grpo_jax.benchmarking.work import RandomWork
-from grpo_jax.models import DecoderConfig, init_params, load_pretrained
+from grpo_jax.models import DecoderConfig, load_pretrained
 
 RUNNERS = Path(__file__).parents[2] / "experiments" / "peers"
 SHAPE = DecoderConfig(40, 16, 24, 1, 2, 1, 8, tie_embeddings=True, eos_token_ids=(1,))
@@ -66,7 +66,7 @@ def test_a_peer_gets_the_model_and_the_prompts_that_we_use(work, step):
   given = json.loads(work.read_text())
   config, params = load_pretrained(given["model"])
   assert config == SHAPE
-  jax.tree.map(np.testing.assert_array_equal, params, init_params(SHAPE, jax.random.key(0)))
+  jax.tree.map(np.testing.assert_array_equal, params, RandomWork(SHAPE, LOAD).params())
   tokenizer = PreTrainedTokenizerFast.from_pretrained(given["model"])
   tokens = [[tokenizer(text)["input_ids"] for text in texts] for texts in given["steps"]]
   step.step = 0
