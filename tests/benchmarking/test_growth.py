@@ -14,14 +14,15 @@ from PIL import Image
 from grpo_jax.benchmarking.growth import LAYOUTS, Point, base_of, points_along
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmark_growth.py"
-SIZES = ("--group_size=2", "--prompt_tokens=4,6", "--completion_tokens=3", "--width=128",
+SIZES = ("--group_size=2", "--prompt_tokens=6", "--completion_tokens=3", "--width=128",
          "--prompts=1", "--layers=1", "--json=found.json", "--plot=growth.png")  # fmt: skip
 
 
 def growth(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, str(SCRIPT), *SIZES, *arguments], cwd=folder, capture_output=True, text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    # Most of the time would go into good machine code.
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
   )  # fmt: skip
 
 
@@ -45,20 +46,18 @@ def test_points_are_measured_once_and_drawn(tmp_path):
   first = growth(tmp_path, "--steps=1")
   assert first.returncode == 0, first.stderr
   found = json.loads((tmp_path / "found.json").read_text())["points"]
-  assert [(row["point"]["prompt_tokens"], row["layout"]) for row in found] == [
-    (size, layout) for size in (6, 4) for layout in LAYOUTS
-  ]
+  assert [row["layout"] for row in found] == list(LAYOUTS)
   for row in found:
     assert 0 < row["sample"]["median"] + row["update"]["median"] <= row["total"]["median"]
   with Image.open(tmp_path / "growth.png") as image:
     assert image.size == (968, 726)
-  # The last point is lost, as if the machine had gone down: it alone is measured again.
+  # The second measurement is lost, as if the machine had gone down: it alone is done again.
   text = json.loads((tmp_path / "found.json").read_text())
   text["points"].pop()
   (tmp_path / "found.json").write_text(json.dumps(text))
   again = growth(tmp_path, "--steps=1")
   assert again.returncode == 0 and "[1/1]" in again.stdout
-  assert json.loads((tmp_path / "found.json").read_text())["points"][:3] == found[:3]
+  assert json.loads((tmp_path / "found.json").read_text())["points"][0] == found[0]
 
 
 @pytest.mark.parametrize(
