@@ -2,7 +2,7 @@
 
     python experiments/plan.py --model=qwen2.5-7b --topology=v5e:4x4 --mesh=fsdp:16 \\
       --prompts_per_step=16 --group_size=8 --max_prompt_tokens=512 --max_completion_tokens=128 \\
-      --dtype=bfloat16 --remat
+      --dtype=bfloat16 --remat=layers
 
 With several models, machines or ranks of adapters, separated by commas, it prints a table of all
 their combinations. `--json=FOLDER` then keeps each plan, and a second call makes only new ones.
@@ -26,7 +26,7 @@ from absl import app, flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the machine that plans need not have a device
 
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, LoraConfig, config_named
+from grpo_jax.models import DecoderConfig, LoraConfig, Remat, config_named
 from grpo_jax.models.lora import TARGETS
 from grpo_jax.optimizers import Optimizer
 from grpo_jax.planner import Job, Plan, describe, make_plan, parse_topology, plan_mesh
@@ -52,7 +52,13 @@ flags.DEFINE_integer("inner_updates", 1, "passes over each batch of completions 
 flags.DEFINE_integer("max_prompt_tokens", 512, "prompts are planned at this length, tokens")
 flags.DEFINE_integer("max_completion_tokens", 128, "completions are planned at this length, tokens")
 flags.DEFINE_float("kl_weight", 0.0, "weight of the KL to the start; not 0: the start is held too")
-flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_enum(
+  "remat",
+  "none",
+  get_args(Remat),
+  "what the backward pass computes again instead of keeping it: nothing, all of a layer but its "
+  "products with weights, or all of it; less memory, more time",
+)
 flags.DEFINE_bool(
   "gather_weights", True, "sample with weights whole along fsdp: memory for sending them per token"
 )

@@ -11,13 +11,14 @@ import dataclasses
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from absl import app, flags
 
 from grpo_jax import hosts
 from grpo_jax.grpo import GRPOConfig
+from grpo_jax.models import Remat
 from grpo_jax.report import gain_table
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
 from grpo_jax.rewards.combine import NORMALISATIONS
@@ -103,7 +104,13 @@ flags.DEFINE_float("clip_low", 0.2, "the ratio is clipped below 1 - this")
 flags.DEFINE_float("clip_high", 0.2, "the ratio is clipped above 1 + this")
 flags.DEFINE_enum("advantage", "std", ["std", "none"], "group advantages are divided by this")
 flags.DEFINE_enum("aggregation", "sequence", ["sequence", "token"], "what the loss is a mean over")
-flags.DEFINE_bool("remat", False, "recompute layers in the backward pass: less memory, more time")
+flags.DEFINE_enum(
+  "remat",
+  "none",
+  get_args(Remat),
+  "what the backward pass computes again instead of keeping it: nothing, all of a layer but its "
+  "products with weights, or all of it; less memory, more time",
+)
 flags.DEFINE_bool(
   "gather_weights", True, "sample with weights whole along fsdp: memory for sending them per token"
 )

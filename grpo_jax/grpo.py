@@ -27,7 +27,7 @@ from grpo_jax.algorithms import (
   loss_count,
   loss_metrics,
 )
-from grpo_jax.models import DecoderConfig, Params, TokenLogprobs, completion_logprobs
+from grpo_jax.models import DecoderConfig, Params, Remat, TokenLogprobs, completion_logprobs
 from grpo_jax.placement import split_prompts
 from grpo_jax.sampling import SamplingConfig, sample_groups
 from grpo_jax.sharding import split_parameters
@@ -52,7 +52,8 @@ class GRPOConfig:
     minibatches: optimizer steps a pass, each on its share of the prompts.
     micro_batch_prompts: prompts in one backward pass; 0 takes a whole minibatch. The result does
       not depend on it.
-    remat: recompute layers in the backward pass instead of keeping their activations.
+    remat: what of a layer the backward pass computes again instead of keeping it: `none`, `dots`
+      (all but the products with weights) or `layers` (all).
     skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
       with a KL term. It reorders the prompt axis and is tested on one device only, where `run.Run`
       sets it.
@@ -69,7 +70,7 @@ class GRPOConfig:
   inner_updates: int = 1
   minibatches: int = 1
   micro_batch_prompts: int = 0
-  remat: bool = False
+  remat: Remat = "none"
   skip_idle: bool = False
   gather_weights: bool = True
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from grpo_jax.models import DecoderConfig, Params, completion_logprobs
+from grpo_jax.models import DecoderConfig, Params, Remat, completion_logprobs
 from grpo_jax.types import Array
 
 
@@ -49,7 +49,7 @@ class SFTConfig:
     weight_decay: AdamW's, on matrices only.
     clip_norm: gradients are scaled down to this global norm.
     b2: AdamW's second-moment decay.
-    remat: recompute layers in the backward pass.
+    remat: what the backward pass computes again; see `GRPOConfig`.
   """
 
   learning_rate: float = 1e-3
@@ -59,7 +59,7 @@ class SFTConfig:
   weight_decay: float = 0.01
   clip_norm: float = 1.0
   b2: float = 0.98
-  remat: bool = False
+  remat: Remat = "none"
 
   def __post_init__(self) -> None:
     if not 0 <= self.warmup_steps < self.total_steps:
@@ -99,7 +99,7 @@ def _layer_matrices(params: Params) -> Params:
 
 
 def sft_loss(
-  policy: DecoderConfig, params: Params, batch: SFTBatch, *, remat: bool = False
+  policy: DecoderConfig, params: Params, batch: SFTBatch, *, remat: Remat = "none"
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted mean negative log-likelihood, in nats per token.
 

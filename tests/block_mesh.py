@@ -35,7 +35,7 @@ def main(out: str, text: str) -> None:
 
   def run(params, prompts, mask, completions):
     def total(params):
-      logp = completion_logprobs(CONFIG, params, prompts, mask, completions, remat=True).logp
+      logp = completion_logprobs(CONFIG, params, prompts, mask, completions, remat="layers").logp
       return (logp * weights).sum(), logp
 
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -109,7 +109,7 @@ def test_gradient_equals_the_repeated_layout_written_out(shallow, rollout):
 @pytest.mark.parametrize(
   ("aggregation", "changes"),
   [
-    ("sequence", {"micro_batch_prompts": 1, "remat": True}),
+    ("sequence", {"micro_batch_prompts": 1, "remat": "layers"}),
     ("token", {"micro_batch_prompts": 2}),
   ],
 )

@@ -1,7 +1,15 @@
 """The decoder: configuration, weights, and the pure functions that run it."""
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.decoder import Params, decode_step, forward, init_params, logits_of, prefill
+from grpo_jax.models.decoder import (
+  Params,
+  Remat,
+  decode_step,
+  forward,
+  init_params,
+  logits_of,
+  prefill,
+)
 from grpo_jax.models.kv_cache import PromptCache, empty_completion_cache
 from grpo_jax.models.logprobs import TokenLogprobs, completion_logprobs, token_logprobs
 from grpo_jax.models.lora import (
@@ -20,6 +28,7 @@ __all__ = [
   "LoraConfig",
   "Params",
   "PromptCache",
+  "Remat",
   "TokenLogprobs",
   "attach",
   "completion_logprobs",

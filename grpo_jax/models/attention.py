@@ -20,6 +20,9 @@ from grpo_jax.types import Array
 
 # Finite, so that a row without any visible key (padding) gives finite garbage and no NaN gradient.
 MASKED = -1e30
+# How a prompt's rows are cut: a block is worth its own products from some length on, and each adds
+# to what is compiled.
+BLOCK_ROWS, MOST_BLOCKS = 128, 4
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -88,18 +91,33 @@ def _over_prompts(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
 
 
 def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
-  length, heads, width = q.shape
-  kv_heads = kv.k.shape[0]
-  q = (q * width**-0.5).reshape(length, kv_heads, heads // kv_heads, width)
-  q = jnp.moveaxis(q, 0, 2).reshape(kv_heads, -1, width)  # [K, R * S, H]
-  scores = jnp.einsum("kmh,ksh->kms", q, kv.k, preferred_element_type=jnp.float32)
-  scores = scores.reshape(kv_heads, -1, length, length)
-  seen = jnp.tril(jnp.ones((length, length), bool)) & mask
-  scores = jnp.where(seen, scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  out = jnp.einsum("kms,ksh->kmh", weights.reshape(kv_heads, -1, length), kv.v)
-  out = jnp.moveaxis(out.reshape(kv_heads, -1, length, width), 2, 0)
-  return out.reshape(length, heads * width)
+  """In a few blocks of rows, each with the keys up to its own last: most of the future is left out.
+
+  Scores of hidden keys cost as much as others; four blocks are left with five eighths of them all.
+  """
+  length = q.shape[0]
+  rows = -(-length // max(1, min(MOST_BLOCKS, length // BLOCK_ROWS)))
+  parts = []
+  for start in range(0, length, rows):
+    end = min(start + rows, length)
+    seen = (jnp.arange(end) <= jnp.arange(start, end)[:, None]) & mask[:end]
+    parts.append(_attend_seen(q[start:end], LayerKV(kv.k[:, :end], kv.v[:, :end]), seen))
+  return jnp.concatenate(parts)
+
+
+def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
+  """Attention of rows [M, Q, H] to keys [K, N, H] as `seen` [M, N] says -> [M, Q * H]."""
+  rows, heads, width = q.shape
+  kv_heads, keys, _ = kv.k.shape
+  q = (q * width**-0.5).reshape(rows, kv_heads, heads // kv_heads, width)
+  q = jnp.moveaxis(q, 0, 2).reshape(kv_heads, -1, width)  # [K, R * M, H]
+  scores = jnp.einsum("kmh,knh->kmn", q, kv.k, preferred_element_type=jnp.float32)
+  scores = jnp.where(seen, scores.reshape(kv_heads, -1, rows, keys), MASKED)
+  weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+  total = weights.sum(-1).reshape(kv_heads, -1, 1)
+  out = jnp.einsum("kmn,knh->kmh", weights.astype(q.dtype).reshape(kv_heads, -1, keys), kv.v)
+  out = (out / total).astype(q.dtype)
+  return jnp.moveaxis(out.reshape(kv_heads, -1, rows, width), 2, 0).reshape(rows, heads * width)
 
 
 def _attend_completion(

@@ -18,7 +18,7 @@ Q query heads, K key/value heads, R = Q / K, H head width, V vocabulary, N layer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,8 @@ from grpo_jax.placement import split_prompts
 from grpo_jax.types import Array
 
 Params = dict[str, Any]
+# What of a layer the backward pass computes again: nothing, all but the products with weights, all.
+Remat = Literal["none", "dots", "layers"]
 
 
 @struct.dataclass
@@ -124,30 +126,32 @@ class Decoder(nn.Module):
   """The decoder stack; `trunk` is the one body behind every public function of this file."""
 
   config: DecoderConfig
-  remat: bool = False
 
   def setup(self):
     c = self.config
     self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=jnp.dtype(c.dtype))
-    layer = nn.remat(Layer, prevent_cse=True) if self.remat else Layer
-    self.layers = [layer(c) for _ in range(c.num_layers)]
+    self.layers = [Layer(c) for _ in range(c.num_layers)]
     self.final_norm = RMSNorm(c.rms_norm_eps)
     if not c.tie_embeddings:
       self.head = nn.Dense(c.vocab_size, use_bias=False, dtype=jnp.dtype(c.dtype))
 
-  def trunk(self, tokens, row: Row, prompt_cache=None, completion_cache=None, step=None):
+  def trunk(self, tokens, row: Row, prompt_cache=None, completion_cache=None, step=None,
+            remat: Remat = "none"):  # fmt: skip
     """Runs the stack on tokens [P, L].
 
     Returns:
-      The normalised hidden states [P, L, D] and each layer's prompt and completion caches.
+      The normalised hidden states [P, L, D] and each layer's prompt and completion caches (none
+      with rematerialisation, which takes whole rows only).
     """
     c = self.config
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
     rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
     x = split_prompts(self.embed(tokens))
+    if remat != "none":
+      x = self._scan(x, rope, row, remat)
     prompts, owns = [], []
-    for i, layer in enumerate(self.layers):
+    for i, layer in enumerate(self.layers if remat == "none" else ()):
       given = None if prompt_cache is None else prompt_cache[i]
       own = None if completion_cache is None else completion_cache[i]
       x, prompt, own = layer(x, rope, row, given, own, step)
@@ -155,6 +159,26 @@ class Decoder(nn.Module):
       prompts.append(prompt)
       owns.append(own)
     return self.final_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape), tuple(prompts), tuple(owns)
+
+  def _scan(self, x, rope, row: Row, remat: Remat):
+    """Maps x [P, L, D] through all layers, keeping for the backward pass what `remat` says.
+
+    A loop over the layers' parameters, stacked in the compute dtype, and not one layer after the
+    other: the program is compiled in the time of one layer, and a compiler that would compute a
+    layer again long before its turn (libtpu 0.0.42, while memory lasts) cannot.
+    """
+    layers = [self.variables["params"][f"layers_{i}"] for i in range(self.config.num_layers)]
+    narrow = lambda leaf: leaf.astype(self.config.dtype) if leaf.ndim > 1 else leaf
+    stacked = jax.tree.map(lambda *leaves: jnp.stack([narrow(leaf) for leaf in leaves]), *layers)
+    layer = Layer(self.config, parent=None)
+
+    def body(x, params):
+      out: Any = layer.apply({"params": params}, x, rope, row, None, None, None)
+      return split_prompts(out[0]), None
+
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, stacked)[0]
 
   def __call__(self, tokens):
     """Touches every parameter, for initialisation."""
@@ -270,7 +294,7 @@ def completion_hidden(
   prompt_mask: Array,
   completion_tokens: Array,
   *,
-  remat: bool = False,
+  remat: Remat = "none",
 ) -> jax.Array:
   """Computes the hidden states that predict each completion token, the prompt encoded once.
 
@@ -280,7 +304,8 @@ def completion_hidden(
     prompt_tokens: [P, S] int.
     prompt_mask: [P, S] bool.
     completion_tokens: [P, G, T] int, padded on the right.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: what of a layer is computed again in the backward pass instead of kept: `none`; `dots`,
+      all but the products with weights; `layers`, all.
 
   Returns:
     [P, G, T, D]; entry t predicts `completion_tokens[..., t]` (entry 0 is the prompt's last
@@ -305,9 +330,9 @@ def completion_hidden(
   return jnp.concatenate([first, rest], axis=2)
 
 
-def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, *, remat=False):
-  module = Decoder(config, remat)
-  return module.apply({"params": params}, tokens, row, prompt, own, step, method="trunk")
+def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, remat="none"):
+  module = Decoder(config)
+  return module.apply({"params": params}, tokens, row, prompt, own, step, remat, method="trunk")
 
 
 def _last_real(hidden: Array, mask: Array) -> jax.Array:

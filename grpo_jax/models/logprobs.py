@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.decoder import Params, completion_hidden, head_kernel
+from grpo_jax.models.decoder import Params, Remat, completion_hidden, head_kernel
 from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 
@@ -42,7 +42,7 @@ def completion_logprobs(
   completion_tokens: Array,
   *,
   temperature: float = 1.0,
-  remat: bool = False,
+  remat: Remat = "none",
   chunk: int | None = None,
 ) -> TokenLogprobs:
   """Scores completions given their prompts; differentiable; the prompt's forward is shared.
@@ -55,7 +55,7 @@ def completion_logprobs(
     completion_tokens: [P, G, T] int, padded on the right; entries of padding are meaningless.
     temperature: logits are divided by it; the policy that is scored is the one so sampled. A Python
       number, static under jit.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: what is computed again in the backward pass; see `completion_hidden`.
     chunk: positions of [G * T] whose logits are alive at once; None bounds them by 128 MiB a
       device.
 

@@ -102,7 +102,7 @@ def temporaries(job: Job) -> tuple[float, float]:
   inside = row * (4 * c.hidden_size + 2 * (c.num_heads + c.num_kv_heads) * c.head_dim / tensor
                   + 4 * c.intermediate_size / tensor) * b  # fmt: skip
   scores = 4 * sum(_scores(job)) / tensor
-  kept = c.num_layers * inputs if job.grpo.remat else c.num_layers * (inside + scores)
+  kept = c.num_layers * inputs if job.grpo.remat != "none" else c.num_layers * (inside + scores)
   gradients = (1 + (job.micro_batch < job.minibatch)) * resident(job).parameters
   chunk = 3 * min(CHUNK_BYTES, 4 * rows * job.group * job.completion_tokens * c.vocab_size)
   update = copies + gathered + gradients + rows * (kept + 2 * inside + 3 * scores) + chunk
@@ -131,7 +131,7 @@ def decode_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
 def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   """Forward and backward passes of every micro-batch, then the optimizer."""
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
-  sweeps = 3 if job.grpo.remat else 2
+  sweeps = 3 if job.grpo.remat != "none" else 2
   rows = -(-job.micro_batch // job.parts)
   gradients = 3 * resident(job).parameters  # written, then read and written into the sum
   scores = rows * 4 * (2 * sweeps) * sum(_scores(job)) * job.policy.num_layers
@@ -160,7 +160,7 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   each = (0 if _gathers(job) else gather) + reduce * local * job.group
   decode = (job.completion_tokens - 1) * each
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
-  sweeps = 3 if job.grpo.remat else 2
+  sweeps = 3 if job.grpo.remat != "none" else 2
   trained = resident(job).parameters  # of a device
   scatter, copies = trained * (fsdp - 1), 2 * trained * (data - 1) / data
   row = job.prompt_tokens + job.group * (job.completion_tokens - 1)

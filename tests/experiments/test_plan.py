@@ -36,7 +36,7 @@ def test_plans_of_all_combinations_are_a_table_and_are_kept(tmp_path):
   assert more.stderr.count(": kept") == more.stderr.count(": planning") == 2, more.stderr
   assert more.stdout.splitlines()[2] == done.stdout.splitlines()[2]
   # Other flags are other plans.
-  again = plans(*shape, "--topology=h100:8", "--lora_rank=0,4", "--remat")
+  again = plans(*shape, "--topology=h100:8", "--lora_rank=0,4", "--remat=layers")
   assert again.stderr.count(": planning") == 2, again.stderr
 
 

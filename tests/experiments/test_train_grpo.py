@@ -57,7 +57,7 @@ GIVEN = (
   "--clip_low=0.1 --clip_high=0.3 --seed=9 --mesh=data:1 --dtype=bfloat16 --checkpoint_every=6 "
   "--eval_every=5 --resume=never --track=tensorboard,mlflow --advantage=none --aggregation=token "
   "--warmup_steps=1 --weight_decay=0.1 --clip_norm=2 --keep_checkpoints=3 --eval_limit=8 "
-  "--data_seed=4 --parse=auto --remat --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
+  "--data_seed=4 --parse=auto --remat=dots --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
   "--optimizer=adafactor"
 )
 PRESET = "--run_dir=runs/b --preset=tiny --group_size=4"

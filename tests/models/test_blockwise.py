@@ -210,7 +210,7 @@ def test_a_tpu_takes_its_kernel_for_long_prompts(monkeypatch):
   pytest.importorskip("libtpu")
   mesh = plan_mesh("fsdp:2,tensor:2", parse_topology("v5e:2x2"))
   policy = DecoderConfig(256, 512, 256, 2, 4, 2, 128, dtype="bfloat16")
-  grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16), remat=True)
+  grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16), remat="layers")
   compiled = trace_learn(Job(policy, mesh, grpo, 4, 32768)).lower().compile()
   kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
   assert kernels == 4 * 2  # forward, again, the queries' gradient, that of keys and values

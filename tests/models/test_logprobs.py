@@ -91,7 +91,7 @@ def test_a_wider_bucket_changes_nothing(tiny, batch, reference):
   np.testing.assert_allclose(scores.logp[..., :T], reference[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 5, "remat": True}])
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 5, "remat": "layers"}])
 def test_chunks_and_rematerialisation_change_nothing(tiny, batch, reference, options):
   found = grouped(*tiny, *batch[:3], **options)
   np.testing.assert_allclose(found.logp, reference[0], atol=1e-5)

@@ -216,16 +216,19 @@ def test_peft_loads_ours_and_we_load_peft_s(tiny, tmp_path):
   )
 
 
-def test_recomputing_layers_changes_no_gradient(tiny):
+@pytest.mark.parametrize("remat", ["dots", "layers"])
+def test_recomputing_layers_changes_no_gradient(tiny, remat):
   config, params = tiny
   adapters = noisy(config, LORA)
   completions = np.random.default_rng(1).integers(0, 67, (2, 2, 3))
 
-  def slope(remat):
+  def slope(how):
     def loss(a):
       whole = attach(params, a, LORA)
-      return completion_logprobs(config, whole, TOKENS, MASK, completions, remat=remat).logp.sum()
+      return completion_logprobs(config, whole, TOKENS, MASK, completions, remat=how).logp.sum()
 
     return jax.jit(jax.grad(loss))(adapters)
 
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), slope(True), slope(False))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), slope(remat), slope("none")
+  )
