@@ -32,9 +32,9 @@ from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment,
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
 from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, process_age, spread
 from grpo_jax.benchmarking.work import RandomWork, ToolWork
+from grpo_jax.installation import git_commit
 from grpo_jax.models import DecoderConfig
 from grpo_jax.profiling import phase_table, trace
-from grpo_jax.run_config import git_commit
 from grpo_jax.tables import Row, as_text
 
 FLAGS = flags.FLAGS

@@ -29,7 +29,7 @@ from grpo_jax.benchmarking.growth import (
   plot_growth,
   points_along,
 )
-from grpo_jax.run_config import git_commit
+from grpo_jax.installation import git_commit
 from grpo_jax.run_folder import write_text
 from grpo_jax.tables import Row, as_text
 

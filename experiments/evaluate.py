@@ -16,10 +16,10 @@ from absl import app, flags
 
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.evaluate import evaluate
+from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.rewards import load_reward
 from grpo_jax.run import read_tasks
-from grpo_jax.run_config import TINY_MODEL
 from grpo_jax.scores import compare
 from grpo_jax.tables import as_text, gain_rows, score_rows
 from grpo_jax.text import load_tokenizer, stop_token_ids

@@ -7,17 +7,16 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
 
 from grpo_jax import hub
 from grpo_jax.grpo import GRPOConfig
+from grpo_jax.installation import TINY_MODEL, git_commit
 from grpo_jax.models import LoraConfig
 from grpo_jax.optimizers import Decay, Optimizer
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights, reward_files
@@ -27,7 +26,6 @@ from grpo_jax.tracking import TRACKERS
 
 Resume = Literal["auto", "never"]
 Dtype = Literal["float32", "bfloat16"]
-TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 
 # Settings that may differ between the parts of one run: they do not change its numbers.
 FREE = (
@@ -266,15 +264,3 @@ def model_sha256(model: str) -> str:
         file.seek(start)
         digest.update(file.read(2**20))
   return digest.hexdigest()
-
-
-def git_commit() -> str:
-  """The commit of the code, with `+` when there are changes, or the empty string outside git."""
-  root = Path(__file__).parent
-  git = lambda *arguments: subprocess.run(
-    ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-  ).stdout.strip()
-  try:
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-  except (OSError, subprocess.CalledProcessError):
-    return ""

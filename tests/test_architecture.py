@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
-  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement"},
+  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement", "installation"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
-
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from grpo_jax.benchmarking.timing import LEARNING_RATE
 from grpo_jax.benchmarking.work import RandomWork, ToolWork
 from grpo_jax.models import save_pretrained
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
 
 Peer = Literal["trl", "tunix"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
@@ -102,6 +102,10 @@ def write_work(work: RandomWork | ToolWork, steps: int, folder: Path) -> Path:
 
 def _words(vocab: int) -> PreTrainedTokenizerFast:
   """A tokenizer with a word `t<i>` for every token, so that a text has as many words as tokens."""
+  # Half a second, and most benchmarks compare with nobody.
+  from tokenizers import Tokenizer, models, pre_tokenizers
+  from transformers import PreTrainedTokenizerFast
+
   vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"t{i}": i for i in range(3, vocab)}
   words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
   words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -13,9 +13,9 @@ import numpy as np
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.data.batches import batch_at
 from grpo_jax.data.synthetic import generate
+from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import DecoderConfig, Params, init_params, load_pretrained
 from grpo_jax.models.config import Dtype
-from grpo_jax.run_config import TINY_MODEL
 from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.schema import ToolTask
 from grpo_jax.text import completion_text, load_tokenizer, render, render_text, stop_token_ids

@@ -13,8 +13,8 @@ import pytest
 
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.data.synthetic import generate
+from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
-from grpo_jax.run_config import TINY_MODEL
 from grpo_jax.sweep import is_finished
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 

@@ -196,7 +196,7 @@ def test_fsdp_gathers_weights_and_never_the_batch(compiled):
 
 
 def test_depth_is_linear(compiled):
-  whole, line = compiled["fsdp:8"]["three"], compiled["fsdp:8"]["line"]
+  whole, line = compiled["fsdp:8"]["five"], compiled["fsdp:8"]["line"]
   for name in ("arguments", "outputs", "once_flops"):
     assert line[name] == whole[name], name
   assert line["temporary"] == pytest.approx(whole["temporary"], rel=0.02)
