@@ -68,9 +68,6 @@ flags.DEFINE_list(
 flags.DEFINE_list("lora_targets", list(TARGETS), "linear layers with adapters")
 flags.DEFINE_enum("optimizer", "adamw", get_args(Optimizer), "its state is part of the memory")
 flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "compute dtype")
-flags.DEFINE_list(
-  "depths", [], "compile decoders of these two depths and extrapolate, such as 2,4; none: the whole"
-)
 flags.DEFINE_bool("largest", True, "find the largest batch that fits")
 flags.DEFINE_string(
   "json", "", "also write the numbers to this file; of several plans, to a folder of one file each"
@@ -79,20 +76,8 @@ flags.DEFINE_string(
 SHARED = (
   "mesh", "prompts_per_step", "group_size", "micro_batch_prompts", "minibatches", "inner_updates",
   "max_prompt_tokens", "max_completion_tokens", "kl_weight", "remat", "gather_weights",
-  "lora_targets", "optimizer", "dtype", "depths", "largest",
+  "lora_targets", "optimizer", "dtype", "largest",
 )  # fmt: skip
-
-
-def depths() -> tuple[int, int] | None:
-  """The two depths of `--depths`, or None."""
-  if not FLAGS.depths:
-    return None
-  if len(FLAGS.depths) != 2 or not all(d.isdigit() and int(d) > 0 for d in FLAGS.depths):
-    raise ValueError(f"--depths={','.join(FLAGS.depths)} must be two numbers of layers, as 2,4")
-  small, large = sorted(int(depth) for depth in FLAGS.depths)
-  if small == large:
-    raise ValueError(f"--depths={','.join(FLAGS.depths)} must be two different depths")
-  return small, large
 
 
 def settings() -> list[dict[str, Any]]:
@@ -139,7 +124,6 @@ def plan_one(given: dict[str, Any], job: Job, file: Path | None) -> tuple[Plan, 
   plan = make_plan(
     job,
     parse_topology(given["topology"]),
-    depths=depths(),
     largest=given["largest"],
     log=lambda line: print(line, file=sys.stderr),
   )

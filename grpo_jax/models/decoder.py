@@ -30,7 +30,7 @@ from grpo_jax.models.kv_cache import CompletionCache, PromptCache
 from grpo_jax.models.layers import RMSNorm, stored
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.models.transformer_layer import Layer, Row, apply_layer
-from grpo_jax.placement import split_prompts
+from grpo_jax.placement import looked_up, split_prompts
 from grpo_jax.types import Array
 
 Params = dict[str, Any]
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
     frequencies, factor = rope_frequencies(c)
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
     rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
-    x = split_prompts(self.embed(tokens))
+    x = looked_up(self.embed(tokens))
     if remat != "none":
       x = self._scan(x, rope, row, remat)
     prompts, owns = [], []

@@ -44,7 +44,6 @@ class Plan:
     limit: bytes that programs can have.
     sample: what the compiler says, or None without a compiler.
     update: as `sample`.
-    depths: the layers of the programs that were compiled, when they were extrapolated.
     phases: prefill, decode and update.
     largest: most prompts in sampling and most in one backward pass; 0 when not even one fits a
       device; None when it was not asked for.
@@ -58,7 +57,6 @@ class Plan:
   limit: float
   sample: Program | None
   update: Program | None
-  depths: tuple[int, int] | None
   phases: dict[str, Phase]
   largest: tuple[int, int] | None
 
@@ -102,7 +100,6 @@ def make_plan(
   job: Job,
   topology: Topology,
   *,
-  depths: tuple[int, int] | None = None,
   largest: bool = True,
   log: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -112,7 +109,6 @@ def make_plan(
     job: what to plan; with a `Mesh` its programs are compiled, with an `AbstractMesh` they are
       traced, and memory and messages are estimated by arithmetic.
     topology: the machine.
-    depths: compile decoders of these many layers and extrapolate; None compiles the whole model.
     largest: find the largest batch that fits, which takes some more small compilations.
     log: told what is being done.
   """
@@ -121,11 +117,11 @@ def make_plan(
   sample = update = None
   if compiling:
     log("compiling the sampling program")
-    sample = _program(compile_sample, job, depths)
+    sample = compile_sample(job)
     log("compiling the update program")
-    update = _program(compile_learn, job, depths)
+    update = compile_learn(job)
   plan = Plan(
-    job, topology, held, caches(job), temporaries(job), limit, sample, update, depths,
+    job, topology, held, caches(job), temporaries(job), limit, sample, update,
     _phases(job, sample, update), None,
   )  # fmt: skip
   if not largest:
@@ -145,13 +141,6 @@ def usable_bytes(topology: Topology) -> float:
   if chip.platform == "tpu":
     return chip.per_device(chip.hbm_bytes) - TPU_RESERVED_BYTES
   return GPU_SHARE * chip.hbm_bytes
-
-
-def _program(build: Callable[[Job], Program], job: Job, depths: tuple[int, int] | None) -> Program:
-  if depths is None or job.policy.num_layers <= depths[1]:
-    return build(job)
-  small, large = (build(job.with_layers(layers)) for layers in depths)
-  return extrapolate(small, large, depths, job.policy.num_layers)
 
 
 def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[str, Phase]:
@@ -176,11 +165,13 @@ def _compiled_slopes(job: Job) -> tuple[float, float]:
 
   From decoders of two depths with one and with two prompts a device, extrapolated to all layers.
   """
-  layers = job.policy.num_layers
-  depths = SHALLOW if layers > SHALLOW[1] else None
 
   def total(build: Callable[[Job], Program], prompts: int) -> float:
-    return _program(build, job.with_prompts(prompts * job.parts), depths).total
+    some = job.with_prompts(prompts * job.parts)
+    if job.policy.num_layers <= SHALLOW[1]:
+      return build(some).total
+    small, large = (build(some.with_layers(layers)) for layers in SHALLOW)
+    return extrapolate(small, large, SHALLOW, job.policy.num_layers).total
 
   return tuple(total(b, 2) - total(b, 1) for b in (compile_sample, compile_learn))  # type: ignore
 

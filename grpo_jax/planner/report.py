@@ -40,7 +40,6 @@ def as_record(plan: Plan) -> dict[str, Any]:
     },
     "step_seconds": plan.step_seconds,
     "estimated_temporaries": plan.estimated,
-    "depths": plan.depths,
   }
   if plan.largest is not None:
     record["largest_prompts_per_step"], record["largest_micro_batch_prompts"] = plan.largest
@@ -77,8 +76,6 @@ def _heading(plan: Plan) -> str:
   ]
   if plan.sample is None:
     lines.append("memory and messages are arithmetic: without such a device nothing is compiled")
-  elif plan.depths:
-    lines.append("compiled with {} and {} layers and extrapolated".format(*plan.depths))
   return "\n".join(lines)
 
 

@@ -25,7 +25,6 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
   gib = lambda size: f"{size / GIB:.1f}"
   programs = [record[name] for name in ("sample", "update") if name in record]
   seconds = " + ".join(f"{program['seconds']:.0f}" for program in programs)
-  layers = " ({} and {} layers)".format(*record["depths"]) if record["depths"] else ""
   largest = ""
   if "largest_prompts_per_step" in record:
     largest = "{largest_prompts_per_step} / {largest_micro_batch_prompts}".format_map(record)
@@ -43,5 +42,5 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
     "fits": "yes" if record["fits"] else "**no**",
     "most prompts: sampled / in a backward pass": largest,
     "step at least": f"{record['step_seconds']:.1f} s",
-    "CPU time to compile": f"{seconds} s{layers}" if seconds else "",
+    "CPU time to compile": f"{seconds} s" if seconds else "",
   }

@@ -72,12 +72,21 @@ def prompts(folder):
   return [render(tokenizer, ToolTask.from_row(row)) for row in rows]
 
 
-def test_logits_equal_transformers(loaded, reference, prompts):
+# Logits reach 39 here and their standard deviation is 8. Transformers' own float32 logits lie up to
+# 9.3e-5 from its float64 ones, ours up to 1.9e-4 from both, by the machine: XLA on CPU adds each
+# product up in one chain. With this option Eigen multiplies, which adds up blocks.
+IN_BLOCKS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@pytest.mark.parametrize(
+  ("options", "bound"), [(IN_BLOCKS, 1e-4), ({}, 2.5e-4)], ids=["in_blocks", "default"]
+)
+def test_logits_equal_transformers(loaded, reference, prompts, options, bound):
   import torch
 
   config, params = loaded
   width = max(map(len, prompts)) + 7
-  run = jax.jit(forward, static_argnums=0)
+  run = jax.jit(forward, static_argnums=0, compiler_options=options)
   for side in ("left", "right"):
     tokens, mask = np.zeros((20, width), int), np.zeros((20, width), int)
     for row, prompt in enumerate(prompts):
@@ -89,9 +98,7 @@ def test_logits_equal_transformers(loaded, reference, prompts):
         wanted = reference(torch.tensor([prompt])).logits[0].numpy()
       worst = np.abs(ours[row][mask[row] > 0] - wanted).max()
       assert worst <= 5e-5 * wanted.std()
-      # Logits reach 39 here and their standard deviation is 8; transformers' own float32 logits lie
-      # up to 9.3e-5 from its float64 ones, ours up to 1.9e-4 from both.
-      assert worst <= 2.5e-4
+      assert worst <= bound
 
 
 def test_greedy_generation_equals_transformers_token_by_token(folder, loaded, reference, prompts):
