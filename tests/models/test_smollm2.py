@@ -144,7 +144,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_grpo_runs_on_it_within_six_gibibytes(folder, loaded, tmp_path):
   # A batch of few held-out tasks is filled up: it takes the memory, not the time, of all of them.
   flags = (f"--model={folder}", "--steps=2", f"--run_dir={tmp_path}", "--eval_limit=2")
-  # As a user calls it: `make` asks glibc to keep freed memory for speed, which takes 2 GiB more here.
+  # As a user calls it: `make` asks glibc to keep freed memory, for speed, which takes 2 GiB more.
   plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
   done = subprocess.run(
     [sys.executable, "-c", WATCHED, TRAIN, *flags], capture_output=True, text=True, env=plain
