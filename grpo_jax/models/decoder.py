@@ -27,7 +27,7 @@ from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, PromptCache
-from grpo_jax.models.layers import RMSNorm, stored
+from grpo_jax.models.layers import PRODUCT, RMSNorm, stored
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.models.transformer_layer import Layer, Row, apply_layer
 from grpo_jax.placement import looked_up, split_prompts
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
       return split_prompts(x), None
 
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policy = policies.save_only_these_names(PRODUCT) if remat == "dots" else None
     return lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, stacked)[0]
 
   def _parameters(self, layer: int) -> Params:

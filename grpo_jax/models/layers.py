@@ -8,6 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+PRODUCT = "product"  # what rematerialisation may keep of a layer
 
 
 class RMSNorm(nn.Module):
@@ -54,7 +57,7 @@ class Dense(nn.Dense):
       for name in ("lora_a", "lora_b"):
         x = project(x, self.get_variable("params", name).astype(y.dtype))
       y += x
-    return y
+    return checkpoint_name(y, PRODUCT)
 
 
 def stored(x: jax.Array) -> jax.Array:

@@ -19,8 +19,9 @@ from grpo_jax.models import (
   logits_of,
   prefill,
 )
-from grpo_jax.models.decoder import positions_of
+from grpo_jax.models.decoder import completion_hidden, positions_of
 from grpo_jax.models.induction_init import init_induction_params
+from grpo_jax.planner.flops import count_flops
 
 LENGTHS = (5, 8, 1)
 run = jax.jit(forward, static_argnums=0)
@@ -175,3 +176,19 @@ def test_the_induction_start_says_which_shapes_it_cannot_take():
   ):
     with pytest.raises(ValueError, match=message):
       start(dataclasses.replace(INDUCTION, **changes))
+
+
+def test_what_the_backward_pass_computes_again(tiny):
+  config, params = tiny
+  tokens, mask, drawn = np.ones((2, 4), int), np.ones((2, 4), bool), np.ones((2, 2, 5), int)
+
+  def work(remat):
+    loss = lambda p: completion_hidden(config, p, tokens, mask, drawn, remat=remat).sum()
+    return count_flops(jax.make_jaxpr(jax.value_and_grad(loss))(params))
+
+  kernels = {name: x["kernel"].size for name, x in params["layers_0"].items() if "kernel" in x}
+  del kernels["down"]  # nothing needs its result once more
+  tokens_run = 2 * (4 + 2 * 4)
+  weights = config.num_layers * 2 * tokens_run * sum(kernels.values())
+  assert work("none") < work("dots")  # attention's products
+  assert work("layers") - work("dots") == weights

@@ -1,0 +1,62 @@
+"""Prompts attend as in `jax.nn.dot_product_attention`, however their rows are cut."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.models import attention
+from grpo_jax.models.kv_cache import LayerKV
+
+P, Q, K, H = 2, 4, 2, 8
+
+
+@pytest.mark.parametrize("length", [12, 13, 15])
+@pytest.mark.parametrize("block_rows", [1, 3, 5, 128])
+def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
+  monkeypatch.setattr(attention, "BLOCK_ROWS", block_rows)
+  rng = np.random.default_rng(length)
+  q, k, v, weights = (
+    jnp.asarray(rng.normal(size=(P, length, heads, H)), jnp.float32) for heads in (Q, K, K, Q)
+  )
+  real = jnp.stack([jnp.arange(length) >= 2, jnp.arange(length) < length - 4])
+  used = (jnp.cumsum(real, axis=1) > 0)[..., None, None]  # rows that see anything
+  weights = jnp.where(used, weights, 0.0)
+
+  def ours(q, k, v):
+    kv = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+    return attention.attend_prompt(q, kv, real).reshape(q.shape)
+
+  def wanted(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None], is_causal=True)
+
+  def with_gradients(function):
+    out, pull = jax.vjp(function, q, k, v)
+    return jnp.where(used, out, 0.0), *pull(weights)
+
+  both = jax.jit(lambda: (with_gradients(ours), with_gradients(wanted)))
+  for found, right in zip(*both(), strict=True):
+    np.testing.assert_allclose(found, right, atol=1e-5)
+
+
+def test_most_of_the_future_costs_nothing():
+  scores = lambda length: jax.make_jaxpr(attention.attend_prompt)(
+    jnp.zeros((1, length, Q, H)), LayerKV(*[jnp.zeros((1, K, length, H))] * 2),
+    jnp.ones((1, length), bool),
+  )  # fmt: skip
+
+  def products(length):
+    """Multiplications of all products, in units of one whole array of scores times H."""
+    total = 0
+    for equation in scores(length).eqns:
+      if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+        total += depth * np.prod(equation.outvars[0].aval.shape)
+    return total / (Q * length**2 * H)
+
+  assert products(128) == 2  # scores, and what they weigh
+  assert products(256) == 2 * 3 / 4
+  assert products(1024) == 2 * 5 / 8
