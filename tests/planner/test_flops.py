@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from grpo_jax.planner.flops import count_flops
@@ -56,7 +56,7 @@ def test_what_no_result_needs_is_left_out():
 
 
 def test_a_mapped_share_counts_for_every_device():
-  mesh = AbstractMesh((4, 2), ("fsdp", "tensor"))
+  mesh = AbstractMesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
   def mapped(x, w):
     with jax.sharding.use_abstract_mesh(mesh):
