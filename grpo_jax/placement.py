@@ -24,6 +24,12 @@ def prompt_parts() -> int:
   return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def _divides(prompts: int) -> bool:
+  """Whether the mesh splits prompts, into parts that divide so many."""
+  parts = prompt_parts()
+  return parts > 1 and prompts % parts == 0
+
+
 def split_prompts(tree: Any, axis: int = 0) -> Any:
   """Constrains every array's prompt axis to be split over `data` and `fsdp`; other axes are free.
 
@@ -33,10 +39,9 @@ def split_prompts(tree: Any, axis: int = 0) -> Any:
     tree: arrays [.., P, ..].
     axis: where P stands.
   """
-  parts = prompt_parts()
 
   def split(x):
-    if parts == 1 or x.shape[axis] % parts:
+    if not _divides(x.shape[axis]):
       return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = BATCH_AXES
@@ -54,8 +59,7 @@ def looked_up(x: jax.Array) -> jax.Array:
   Args:
     x: looked up in an embedding whose width is split over `fsdp`.
   """
-  parts = prompt_parts()
-  if parts > 1 and x.shape[0] % parts == 0:
+  if _divides(x.shape[0]):
     x = lax.with_sharding_constraint(x, PartitionSpec("data", None, "fsdp"))
   return split_prompts(x)
 
@@ -75,8 +79,7 @@ def gathered_once(
     weight: its first axis is split over `fsdp`.
     arrays: [P, ..].
   """
-  parts = prompt_parts()
-  if parts == 1 or any(x.shape[0] % parts for x in arrays):
+  if not all(_divides(x.shape[0]) for x in arrays):
     return function(weight, *arrays)
 
   def local(weight, *arrays):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.models import DecoderConfig
+from grpo_jax.models import DecoderConfig, in_compute_dtype
 from grpo_jax.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
@@ -174,13 +174,12 @@ def gathered_parameters(config: DecoderConfig, params: Any) -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape["fsdp"] == 1:
     return params
-  cast = lambda x: x.astype(config.dtype) if x.ndim > 1 else x  # the layers cast these themselves
 
   def whole(place):
     return PartitionSpec(*(None if axis == "fsdp" else axis for axis in place.spec))
 
   places = jax.tree.map(whole, state_shardings(config, mesh, params))
-  return jax.lax.with_sharding_constraint(jax.tree.map(cast, params), places)
+  return jax.lax.with_sharding_constraint(in_compute_dtype(config, params), places)
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

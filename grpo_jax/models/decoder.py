@@ -64,18 +64,21 @@ class Decoder(nn.Module):
     angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
     rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
     x = looked_up(self.embed(tokens))
+    prompts, owns = [], []
     if remat != "none":
       x = self._scan(x, rope, row, remat)
-    prompts, owns = [], []
-    for i, layer in enumerate(self.layers if remat == "none" else ()):
-      given = None if prompt_cache is None else prompt_cache[i]
-      own = None if completion_cache is None else completion_cache[i]
-      args = (x, rope, row, given, own, step)
-      made = not self.is_initializing()
-      x, prompt, own = apply_layer(c, self._parameters(i), *args) if made else layer(*args)
-      x = split_prompts(x)
-      prompts.append(prompt)
-      owns.append(own)
+    else:
+      for i, layer in enumerate(self.layers):
+        given = None if prompt_cache is None else prompt_cache[i]
+        own = None if completion_cache is None else completion_cache[i]
+        args = (x, rope, row, given, own, step)
+        if self.is_initializing():  # there are no parameters yet
+          x, prompt, own = layer(*args)
+        else:
+          x, prompt, own = apply_layer(c, self._parameters(i), *args)
+        x = split_prompts(x)
+        prompts.append(prompt)
+        owns.append(own)
     return self.final_norm(x.reshape(-1, x.shape[-1])).reshape(x.shape), tuple(prompts), tuple(owns)
 
   def _scan(self, x, rope, row: Row, remat: Remat):
@@ -86,8 +89,8 @@ class Decoder(nn.Module):
     layer again long before its turn (libtpu 0.0.42, while memory lasts) cannot.
     """
     layers = [self._parameters(i) for i in range(self.config.num_layers)]
-    narrow = lambda leaf: leaf.astype(self.config.dtype) if leaf.ndim > 1 else leaf
-    stacked = jax.tree.map(lambda *leaves: jnp.stack([narrow(leaf) for leaf in leaves]), *layers)
+    layers = [in_compute_dtype(self.config, layer) for layer in layers]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
     def body(x, params):
       x, _, _ = apply_layer(self.config, params, x, rope, row, None, None, None)
@@ -124,6 +127,11 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
     return 0.02 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32)
 
   return jax.tree.unflatten(tree, [draw(i, p, leaf) for i, (p, leaf) in enumerate(leaves)])
+
+
+def in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
+  """Matrices in the compute dtype; vectors as they are, for the layers cast these themselves."""
+  return jax.tree.map(lambda x: x.astype(config.dtype) if x.ndim > 1 else x, params)
 
 
 def positions_of(mask: Array) -> jax.Array:

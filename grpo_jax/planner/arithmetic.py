@@ -131,7 +131,7 @@ def decode_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
 def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   """Forward and backward passes of every micro-batch, then the optimizer."""
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
-  sweeps = 3 if job.grpo.remat != "none" else 2
+  sweeps = _sweeps(job)
   rows = -(-job.micro_batch // job.parts)
   gradients = 3 * resident(job).parameters  # written, then read and written into the sum
   scores = rows * 4 * (2 * sweeps) * sum(_scores(job)) * job.policy.num_layers
@@ -160,7 +160,7 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   each = (0 if _gathers(job) else gather) + reduce * local * job.group
   decode = (job.completion_tokens - 1) * each
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
-  sweeps = 3 if job.grpo.remat != "none" else 2
+  sweeps = _sweeps(job)
   trained = resident(job).parameters  # of a device
   scatter, copies = trained * (fsdp - 1), 2 * trained * (data - 1) / data
   row = job.prompt_tokens + job.group * (job.completion_tokens - 1)
@@ -199,6 +199,11 @@ def _scores(job: Job) -> tuple[int, int]:
   heads, own, s = job.policy.num_heads, job.completion_tokens - 1, job.prompt_tokens
   held = lambda scores: scores if scores <= DENSE_SCORES else 0
   return held(heads * s * s), held(heads * job.group * own * (s + own))
+
+
+def _sweeps(job: Job) -> int:
+  """How often an update goes through the weights: forward, backward, and forward again."""
+  return 2 if job.grpo.remat == "none" else 3
 
 
 def _gathers(job: Job) -> bool:

@@ -68,7 +68,7 @@ def _heading(plan: Plan) -> str:
     f"{parameter_count(job) / 1e9:.2f}B parameters{lora}, {job.policy.dtype}, on "
     f"{plan.topology.text} ({plan.topology.num_devices} devices), mesh {mesh}",
     f"{job.prompts_per_step} prompts x {job.group} candidates, {job.prompt_tokens} + "
-    f"{job.completion_tokens} tokens, {micro}{', remat=' + job.grpo.remat}",
+    f"{job.completion_tokens} tokens, {micro}, remat={job.grpo.remat}",
     f"a device: {chip.per_device(chip.hbm_bytes) / GIB:.1f} GiB, "
     f"{chip.per_device(chip.flops) / 1e12:.0f} TFLOP/s, "
     f"{chip.per_device(chip.hbm_bandwidth) / 1e9:.0f} GB/s to memory, "
