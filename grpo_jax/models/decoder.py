@@ -52,12 +52,13 @@ class Decoder(nn.Module):
       self.head = nn.Dense(c.vocab_size, use_bias=False, dtype=jnp.dtype(c.dtype))
 
   def trunk(self, tokens, row: Row, prompt_cache=None, completion_cache=None, step=None,
-            remat: Remat = "none"):  # fmt: skip
+            remat: Remat = "none", predicting: bool = False):  # fmt: skip
     """Runs the stack on tokens [P, L].
 
     Returns:
-      The normalised hidden states [P, L, D] and each layer's prompt and completion caches (none
-      with rematerialisation, which takes whole rows only).
+      The normalised hidden states [P, L, D], or with `predicting` those of `row.predicting` alone,
+      and each layer's prompt and completion caches (none with rematerialisation, which takes whole
+      rows only).
     """
     c = self.config
     frequencies, factor = rope_frequencies(c)
@@ -67,11 +68,13 @@ class Decoder(nn.Module):
     prompts, owns = [], []
     if remat != "none":
       x = self._scan(x, rope, row, remat)
+      x = row.predicting(x) if predicting else x
     else:
       for i, layer in enumerate(self.layers):
         given = None if prompt_cache is None else prompt_cache[i]
         own = None if completion_cache is None else completion_cache[i]
-        args = (x, rope, row, given, own, step)
+        last = predicting and i == c.num_layers - 1
+        args = (x, rope, row, given, own, step, last)
         if self.is_initializing():  # there are no parameters yet
           x, prompt, own = layer(*args)
         else:
@@ -181,9 +184,9 @@ def prefill(config: DecoderConfig, params: Params, tokens: Array, mask: Array):
     The `PromptCache`, and the hidden state [P, D] that predicts the first completion token.
   """
   row = Row(tokens.shape[1], 0, positions_of(mask), mask)
-  hidden, prompts, _ = _trunk(config, params, tokens, row)
+  hidden, prompts, _ = _trunk(config, params, tokens, row, predicting=True)
   length = mask.sum(-1).astype(jnp.int32)
-  return PromptCache(prompts, mask, length), _last_real(hidden, mask)
+  return PromptCache(prompts, mask, length), hidden[:, 0]
 
 
 def decode_step(
@@ -251,19 +254,12 @@ def completion_hidden(
     jnp.tril(jnp.ones((length - 1, length - 1), bool)),
   )
   tokens = jnp.concatenate([prompt_tokens, fed.astype(prompt_tokens.dtype)], axis=1)
-  hidden, _, _ = _trunk(config, params, tokens, row, remat=remat)
-  first = _last_real(hidden[:, : prompt_tokens.shape[1]], prompt_mask)
-  first = jnp.broadcast_to(first[:, None, None], (prompts, group, 1, first.shape[-1]))
-  rest = hidden[:, prompt_tokens.shape[1] :].reshape(prompts, group, length - 1, hidden.shape[-1])
+  hidden, _, _ = _trunk(config, params, tokens, row, remat=remat, predicting=True)
+  first = jnp.broadcast_to(hidden[:, None, :1], (prompts, group, 1, hidden.shape[-1]))
+  rest = hidden[:, 1:].reshape(prompts, group, length - 1, hidden.shape[-1])
   return jnp.concatenate([first, rest], axis=2)
 
 
-def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, remat="none"):
+def _trunk(config, params, tokens, row, prompt=None, own=None, step=None, **how):
   module = Decoder(config)
-  return module.apply({"params": params}, tokens, row, prompt, own, step, remat, method="trunk")
-
-
-def _last_real(hidden: Array, mask: Array) -> jax.Array:
-  """The hidden state [P, D] at each row's last real token."""
-  last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  return module.apply({"params": params}, tokens, row, prompt, own, step, method="trunk", **how)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
+from grpo_jax.models.attention import attend_completion, attend_last, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.models.layers import Dense, RMSNorm
@@ -39,6 +39,15 @@ class Row:
   prompt_mask: Array
   completion_mask: jax.Array | None = None
 
+  def predicting(self, x: jax.Array) -> jax.Array:
+    """Of x [P, L, ..] the tokens that predict a completion's: [P, 1 + G * T, ..].
+
+    These are the prompt's last real token and all of the completions.
+    """
+    last = self.prompt - 1 - jnp.argmax(self.prompt_mask[:, ::-1], axis=1)
+    last = last.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.concatenate([jnp.take_along_axis(x, last, axis=1), x[:, self.prompt :]], axis=1)
+
 
 class Layer(nn.Module):
   """One pre-norm block: attention, then SwiGLU (arXiv:2002.05202)."""
@@ -61,32 +70,52 @@ class Layer(nn.Module):
     self.up = dense(c.intermediate_size, False)
     self.down = dense(c.hidden_size, False)
 
-  def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
-    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
-    shape = x.shape
+  def __call__(
+    self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step, predicting: bool
+  ):
+    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values.
+
+    With `predicting`, which is for the last layer, the next x is that of `row.predicting` alone: of
+    the prompt's other tokens nobody reads more than the keys and values.
+    """
+    rows, length, width = x.shape
     # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
-    x = x.reshape(-1, shape[-1])
-    attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
+    x = x.reshape(-1, width)
+    h = self.attn_norm(x)
+    chosen = lambda y: y
+    if predicting:
+      chosen = lambda y: row.predicting(y.reshape(rows, length, -1)).reshape(-1, y.shape[-1])
+    x = chosen(x)
+    attended, prompt, own = self.attention(
+      h, chosen(h), rope, row, prompt, own, step, predicting
+    )
     x = x + self.o(attended)
     h = self.mlp_norm(x)
     x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
-    return x.reshape(shape), prompt, own
+    return x.reshape(rows, -1, width), prompt, own
 
-  def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+  def attention(
+    self, x, asking, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step,
+    predicting: bool,
+  ):  # fmt: skip
+    """Maps tokens [P * L, D] to what those of them that ask see, and the keys and values."""
     c = self.config
-    split = lambda y, heads: y.reshape(*row.positions.shape, heads, c.head_dim)
-    q, k, v = (split(self.q(x), c.num_heads), split(self.k(x), c.num_kv_heads),
+    split = lambda y, heads: y.reshape(row.positions.shape[0], -1, heads, c.head_dim)
+    q, k, v = (split(self.q(asking), c.num_heads), split(self.k(x), c.num_kv_heads),
                split(self.v(x), c.num_kv_heads))  # fmt: skip
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    q, k = rotate(q, *rope), rotate(k, *rope)
+    q_rope = map(row.predicting, rope) if predicting else rope
+    q, k = rotate(q, *q_rope), rotate(k, *rope)
 
     # Splitting at once, where slicing twice would cost a padded sum in the backward pass.
-    (q, own_q), (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (q, k, v))
+    (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (k, v))
+    q, own_q = jnp.split(q, [1 if predicting else row.prompt], axis=1)
     parts = []
     if row.prompt:
       prompt = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
-      parts.append(attend_prompt(q, prompt, row.prompt_mask))
+      attend = attend_last if predicting else attend_prompt
+      parts.append(attend(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
       fresh = LayerKV(grouped(own_k).swapaxes(2, 3), grouped(own_v).swapaxes(2, 3))
@@ -104,7 +133,8 @@ def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
   return LayerKV(put(cache.k, fresh.k), put(cache.v, fresh.v))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def apply_layer(config: DecoderConfig, params, *args):
+@functools.partial(jax.jit, static_argnums=(0, 8))
+def apply_layer(config: DecoderConfig, params, x, rope, row, prompt, own, step, predicting=False):
   """Calls `Layer` with its parameters, under `jit`: traced once, not again for each layer."""
-  return Layer(config, parent=None).apply({"params": params}, *args)
+  layer = Layer(config, parent=None)
+  return layer.apply({"params": params}, x, rope, row, prompt, own, step, predicting)
