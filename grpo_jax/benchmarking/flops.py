@@ -3,8 +3,9 @@
 What counts: matrix products (2 FLOPs a multiply-add, backward twice the forward), causal attention
 (the lower triangle only), the output head where a token is predicted from it (one position a prompt
 when encoding, T a completion in training), weights and keys and values read once a decoded token,
-and AdamW's traffic. What does not: norms, biases, softmax, rotary embedding, sampling, the rows of
-the embedding. So it is a lower bound, of any program.
+and AdamW's traffic. What does not: the last layer of prompt tokens that predict nothing, but for
+their keys and values; each completion's last token; norms, biases, softmax, rotary embedding,
+sampling, the rows of the embedding. So it is a lower bound, of any program.
 """
 
 from __future__ import annotations
@@ -61,26 +62,25 @@ def step_work(config: DecoderConfig, load: Workload, *, shared: bool) -> StepWor
   rows, length, new = load.rows, load.prompt_tokens, load.completion_tokens
   encoded = load.prompts if shared else rows
   itemsize = 4 if config.dtype == "float32" else 2
-
-  def products(positions: int, pairs: int, predicted: int) -> float:
-    """Forward FLOPs: positions fed, (query, key) pairs seen, positions that the head is used at."""
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
-    return 2.0 * layers * positions + attention + 2.0 * head * predicted
-
-  triangle = lambda n: n * (n + 1) // 2
   kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim  # entries a cached token
+  pair = 4 * config.num_layers * config.num_heads * config.head_dim  # FLOPs of (query, key)
+  triangle = lambda n: n * (n + 1) // 2
+
+  def products(fed: int, predicted: int) -> float:
+    """Forward FLOPs of the prompts, so many tokens of each candidate and predictions in all."""
+    pairs = encoded * triangle(length) + rows * (triangle(length + fed) - triangle(length))
+    whole = 2.0 * layers * (encoded * length + rows * fed) + pair * pairs + 2.0 * head * predicted
+    beside_kept = 2.0 * (layers - config.hidden_size * kept) * (length - 1)
+    spared = encoded * (beside_kept + pair * triangle(length - 1)) / config.num_layers
+    return whole - spared  # the last layer of what predicts nothing
+
   decoded = range(1, new)  # the first token comes from the prompt's encoding
-  training = products(
-    encoded * length + rows * new,
-    encoded * triangle(length) + rows * (triangle(length + new) - triangle(length)),
-    rows * new,
-  )
   return StepWork(
-    prefill_flops=products(encoded * length, encoded * triangle(length), encoded),
-    decode_flops=tuple(products(rows, rows * (length + t), rows) for t in decoded),
+    prefill_flops=products(0, encoded),
+    decode_flops=tuple(rows * (2.0 * (layers + head) + pair * (length + t)) for t in decoded),
     decode_bytes=tuple(
       float(itemsize * (layers + head + kept * (encoded * length + rows * t))) for t in decoded
     ),
-    training_flops=3 * training,
+    training_flops=3 * products(new - 1, rows * new),
     optimizer_bytes=float(OPTIMIZER_BYTES * (layers + head * (1 if config.tie_embeddings else 2))),
   )

@@ -24,21 +24,28 @@ def test_a_layer_has_seven_matrices():
 def test_shared_prompt_by_hand():
   work = step_work(SMALL, LOAD, shared=True)
   pair = 4 * 2 * 2  # two products, two FLOPs a multiply-add: 2 * 2 for each of Q * H = 4 entries
-  # Two prompt tokens, of which they see 1 + 2; one prediction.
-  assert work.prefill_flops == 2 * 120 * 2 + pair * 3 + 2 * 40
+  # Two prompt tokens, of which the last sees 2; of the other one, in this only layer, nobody reads
+  # more than the keys and values. One prediction.
+  assert work.prefill_flops == 2 * (120 + 16) + pair * 2 + 2 * 40
   # The second token of two candidates: each is fed one token, which sees the prompt and itself.
   assert work.decode_flops == (2 * 120 * 2 + pair * 2 * 3 + 2 * 40 * 2,)
   # Weights, and 2 prompt tokens and 2 own ones with 2 * K * H = 4 entries each.
   assert work.decode_bytes == (4 * (120 + 40 + 4 * 4),)
-  # Two prompt tokens and 2 x 2 completion tokens, which see 3 + 4 each time.
-  assert work.training_flops == 3 * (2 * 120 * 6 + pair * (3 + 2 * 7) + 2 * 40 * 4)
+  # The prompt as above, and one completion token of each candidate, which sees 3; the second is
+  # predicted, but predicts nothing.
+  assert work.training_flops == 3 * (2 * (120 + 16 + 120 * 2) + pair * (2 + 2 * 3) + 2 * 40 * 4)
   assert work.optimizer_bytes == 32 * 160
+
+
+def test_only_the_last_layer_is_spared():
+  two = step_work(dataclasses.replace(SMALL, num_layers=2), LOAD, shared=True)
+  assert two.prefill_flops == 2 * (120 * 2 + 120 + 16) + 16 * (3 + 2) + 2 * 40
 
 
 def test_a_repeated_prompt_costs_its_group():
   shared, repeated = (step_work(SMALL, LOAD, shared=share) for share in (True, False))
   assert repeated.prefill_flops == 2 * shared.prefill_flops
-  assert repeated.training_flops - shared.training_flops == 3 * (2 * 120 * 2 + 16 * 3)
+  assert repeated.training_flops - shared.training_flops == 3 * (2 * (120 + 16) + 16 * 2)
   assert repeated.decode_flops == shared.decode_flops
   assert repeated.decode_bytes == (4 * (160 + 4 * 6),)
 

@@ -192,3 +192,26 @@ def test_what_the_backward_pass_computes_again(tiny):
   weights = config.num_layers * 2 * tokens_run * sum(kernels.values())
   assert work("none") < work("dots")  # attention's products
   assert work("layers") - work("dots") == weights
+
+
+def test_the_last_layer_takes_only_what_predicts(tiny):
+  config, _ = tiny
+  tokens, mask, drawn = np.ones((2, 9), int), np.ones((2, 9), bool), np.ones((2, 3, 5), int)
+
+  def work(function, layers):
+    """Operations of the feed-forward parts of a decoder of so many layers."""
+    flops = []
+    for times in (2, 1):
+      width = times * config.intermediate_size
+      policy = dataclasses.replace(config, num_layers=layers, intermediate_size=width)
+      params = jax.eval_shape(functools.partial(init_params, policy), jax.random.key(0))
+      flops.append(count_flops(jax.make_jaxpr(functools.partial(function, policy))(params)))
+    return flops[0] - flops[1]
+
+  a_token = 2 * 3 * config.hidden_size * config.intermediate_size
+  encoded = lambda policy, p: prefill(policy, p, tokens, mask)
+  scored = lambda policy, p: completion_hidden(policy, p, tokens, mask, drawn)
+  assert work(encoded, 1) == a_token * 2 * 1  # of two prompts the last token each
+  assert work(encoded, 3) == a_token * 2 * (1 + 2 * 9)
+  assert work(scored, 1) == a_token * 2 * (1 + 3 * 4)  # and all but the last of 3 x 5
+  assert work(scored, 3) == a_token * 2 * (1 + 3 * 4 + 2 * (9 + 3 * 4))
