@@ -90,7 +90,9 @@ class TimedStep:
       rows = micro_batch_prompts * load.group_size
       cfg = dataclasses.replace(cfg, micro_batch_prompts=rows, skip_idle=False)
     tx = make_optimizer("adamw", make_schedule(LEARNING_RATE, 0), weight_decay=0.0, clip_norm=1.0)
-    start = jax.jit(lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key))
+    start = jax.jit(
+      lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key), donate_argnums=0
+    )
     self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
     self._sample = sample_program(work.policy, mesh, sampling)
     self._learn = learn_program(work.policy, mesh, tx, cfg)

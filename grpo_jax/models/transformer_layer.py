@@ -86,9 +86,7 @@ class Layer(nn.Module):
     if predicting:
       chosen = lambda y: row.predicting(y.reshape(rows, length, -1)).reshape(-1, y.shape[-1])
     x = chosen(x)
-    attended, prompt, own = self.attention(
-      h, chosen(h), rope, row, prompt, own, step, predicting
-    )
+    attended, prompt, own = self.attention(h, chosen(h), rope, row, prompt, own, step, predicting)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
     x = x + self.down(nn.silu(self.gate(h)) * self.up(h))

@@ -35,11 +35,13 @@ def test_a_decoded_token_costs_its_products_or_its_memory_traffic():
   ],
 )
 def test_floors_of_the_named_shapes(name, prompt, shared, sample, update):
-  # Two cores at 185 and 120 GFLOP/s and 33 GB/s, by a program that counted on its own.
+  # Two cores at 185 and 120 GFLOP/s and 33 GB/s, by a program that counted on its own; it had every
+  # token pass through the last layer, one of 8 or 30.
   work = step_work(SHAPES[name], Workload(prompt_tokens=prompt), shared=shared)
   found = floor_of(work, Rates(185e9, 120e9, 33e9))
-  assert found.sample == pytest.approx(sample, rel=0.03)
-  assert found.update == pytest.approx(update, rel=0.03)
+  spared = 1 / SHAPES[name].num_layers
+  assert (1 - spared) * sample < found.sample < 1.01 * sample
+  assert (1 - spared) * update < found.update < 1.01 * update
 
 
 def test_measured_rates_are_those_of_a_computer(monkeypatch):
