@@ -176,7 +176,8 @@ class PeerProcess:
     self._process.wait()
     for stream in (self._process.stdin, self._process.stdout, self._log):
       if stream is not None:
-        stream.close()
+        with contextlib.suppress(BrokenPipeError):  # what it was never told is still in the buffer
+          stream.close()
 
   def __enter__(self) -> Self:
     return self

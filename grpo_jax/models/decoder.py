@@ -10,7 +10,8 @@ A prompt and its G completions lie in one row of `S + G * T` tokens, `[prompt | 
 Everything that works token by token (projections, norms, MLP) runs on the whole row at once;
 only attention knows the tree: a prompt token sees its past, a completion token sees the prompt and
 its own past. So a prompt is encoded once for its whole group, in the backward pass too, and the
-result is exactly that of the repeated layout.
+result is exactly that of the repeated layout. From the last layer on a row has only the tokens that
+predict a completion's: of a prompt's others nobody reads more than the keys and values.
 
 Shape legend: P prompts, G group, S prompt tokens, T completion tokens, L tokens in a row, D width,
 Q query heads, K key/value heads, R = Q / K, H head width, V vocabulary, N layers.

@@ -25,7 +25,7 @@ from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
 # Sides that no two things share, so that a shape says what it is; P = 16 in two micro-batches.
-CONFIG = DecoderConfig(512, 128, 192, 1, 4, 2, 32)
+CONFIG = DecoderConfig(512, 128, 192, 2, 4, 2, 32)
 GRPO = GRPOConfig(
   sampling=SamplingConfig(group_size=4, max_tokens=9), micro_batch_prompts=8, remat="layers"
 )

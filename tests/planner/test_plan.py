@@ -76,18 +76,21 @@ def test_caches_are_those_that_the_sampler_makes():
 
 def test_work_is_that_of_the_formula(monkeypatch):
   plan = make_plan(job(), H100, largest=False)
-  matrices = 2 * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96)
+  layer, kept = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96, 64 * (32 + 32)
+  # Two layers; in the last one of a prompt's other tokens only keys and values.
+  matrices = lambda whole, others: 2 * whole * layer + others * (layer + kept)
   head = 128 * 64
   rotation = 2 * 2 * (CONFIG.head_dim // 2) ** 2  # cosines and sines by the identity: layers.stored
-  attention = lambda rows, seen: 2 * 2 * 2 * rows * seen * 64  # two products a layer, two layers
+  attention = lambda rows, seen: 2 * 2 * rows * seen * 64  # two products, one layer
   local = 2  # prompts on a device
-  prefill = local * (2 * (32 * matrices + head) + attention(32, 32) + 32 * rotation)
+  prompt = attention(32, 32) + attention(1, 32)
+  prefill = local * (2 * (matrices(1, 31) + head) + prompt + 32 * rotation)
   assert plan.phases["prefill"].flops == pytest.approx(prefill)
   steps = 9 - 1
-  decode = local * 4 * steps * (2 * (matrices + head) + attention(1, 32 + 8) + rotation)
+  decode = local * 4 * steps * (2 * (matrices(1, 0) + head) + 2 * attention(1, 32 + 8) + rotation)
   assert plan.phases["decode"].flops == pytest.approx(decode)
-  row = 32 + 4 * 8
-  forward = 2 * (row * matrices + 4 * 9 * head) + attention(32, 32) + attention(4 * 8, 32 + 8)
+  own = 2 * attention(4 * 8, 32 + 8)
+  forward = 2 * (matrices(1 + 4 * 8, 31) + 4 * 9 * head) + prompt + own
   assert plan.phases["update"].flops == pytest.approx(local * 3 * forward, rel=0.002)
   # In several pieces, the logits are computed again.
   monkeypatch.setattr("grpo_jax.models.logprobs.CHUNK_BYTES", 4 * local * 12 * 128)
