@@ -92,7 +92,8 @@ def plot_gain(
     axes.set_title(f"{split} (n = {base[split]['n']})")
   panels[0].set_ylabel("mean reward, 95% interval")
   panels[0].set_ylim(top=max(1.12, panels[0].get_ylim()[1]))
-  panels[-1].legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
+  handles = panels[0].get_legend_handles_labels()  # not in a panel: any bar may be high
+  figure.legend(*handles, frameon=False, fontsize="small", loc="outside upper right", ncols=2)
   figure.savefig(path, dpi=DPI)
   return Plot(path.name, "Mean reward before and after training, with 95% bootstrap intervals.")
 

@@ -90,7 +90,8 @@ class Decoder(nn.Module):
 
     A loop over the layers' parameters, stacked in the compute dtype, and not one layer after the
     other: the program is compiled in the time of one layer, and a compiler that would compute a
-    layer again long before its turn (libtpu 0.0.42, while memory lasts) cannot.
+    layer again long before its turn (libtpu 0.0.42, while memory lasts) cannot. So the last layer
+    takes whole rows here, like the others: without most of the prompt it would be a second one.
     """
     layers = [self._parameters(i) for i in range(self.config.num_layers)]
     layers = [in_compute_dtype(self.config, layer) for layer in layers]
