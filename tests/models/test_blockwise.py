@@ -213,5 +213,7 @@ def test_a_tpu_takes_its_kernel_for_long_prompts(monkeypatch):
   grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16), remat="layers")
   compiled = trace_learn(Job(policy, mesh, grpo, 4, 32768)).lower().compile()
   kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
-  assert kernels == 4 * 2  # forward, again, the queries' gradient, that of keys and values
-  assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2 * 32768**2 / 16
+  # Of the one layer in the loop: forward, again, the queries' gradient, that of keys and values.
+  assert kernels == 4
+  scores = 4 * 2 * 2 * 32768**2  # float32, of a device's two prompts and two heads
+  assert compiled.memory_analysis().temp_size_in_bytes < scores / 8

@@ -232,7 +232,7 @@ def test_a_tpu_program_is_compiled_without_a_tpu(tmp_path):
   assert "it FITS" in done.stdout
   plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
   held = sum(plan["resident_bytes"].values())
-  assert plan["update"]["arguments"] == pytest.approx(held, rel=0.1)
+  assert held <= plan["update"]["arguments"] < 2 * held  # tiles of 8 x 128 pad so small matrices
   assert plan["update"]["sent"]["all-gather"][1] > 0
 
 
