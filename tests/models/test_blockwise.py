@@ -216,4 +216,4 @@ def test_a_tpu_takes_its_kernel_for_long_prompts(monkeypatch):
   # Of the one layer in the loop: forward, again, the queries' gradient, that of keys and values.
   assert kernels == 4
   scores = 4 * 2 * 2 * 32768**2  # float32, of a device's two prompts and two heads
-  assert compiled.memory_analysis().temp_size_in_bytes < scores / 8
+  assert compiled.memory_analysis().temp_size_in_bytes < scores / 14
