@@ -43,7 +43,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
 
   Args:
     q: [P, S, Q, H].
-    kv: [P, K, S, H] each.
+    kv: keys [P, K, H, S] and values [P, K, S, H].
     mask: [P, S] bool, real tokens.
 
   Returns:
@@ -62,7 +62,7 @@ def attend_last(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
 
   Args:
     q: [P, 1, Q, H].
-    kv: [P, K, S, H] each.
+    kv: keys [P, K, H, S] and values [P, K, S, H].
     mask: [P, S] bool, real tokens.
 
   Returns:
@@ -81,8 +81,8 @@ def attend_completion(
 
   Args:
     q: [P, G, T, Q, H].
-    prompt: [P, K, S, H] each.
-    own: [P, G, K, T', H] each.
+    prompt: keys [P, K, H, S] and values [P, K, S, H].
+    own: keys [P, G, K, H, T'] and values [P, G, K, T', H].
     prompt_mask: [P, S] bool, real tokens.
     own_mask: [T, T'] bool, which of its own tokens each one sees.
 
@@ -115,17 +115,17 @@ def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   for start in range(0, length, rows):
     end = min(start + rows, length)
     seen = (jnp.arange(end) <= jnp.arange(start, end)[:, None]) & mask[:end]
-    parts.append(_attend_seen(q[start:end], LayerKV(kv.k[:, :end], kv.v[:, :end]), seen))
+    parts.append(_attend_seen(q[start:end], LayerKV(kv.k[..., :end], kv.v[:, :end]), seen))
   return jnp.concatenate(parts)
 
 
 def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
-  """Attention of rows [M, Q, H] to keys [K, N, H] as `seen` [M, N] says -> [M, Q * H]."""
+  """Attention of rows [M, Q, H] to N keys as `seen` [M, N] says -> [M, Q * H]."""
   rows, heads, width = q.shape
-  kv_heads, keys, _ = kv.k.shape
+  kv_heads, _, keys = kv.k.shape
   q = (q * width**-0.5).reshape(rows, kv_heads, heads // kv_heads, width)
   q = jnp.moveaxis(q, 0, 2).reshape(kv_heads, -1, width)  # [K, R * M, H]
-  scores = jnp.einsum("kmh,knh->kmn", q, kv.k, preferred_element_type=jnp.float32)
+  scores = jnp.einsum("kmh,khn->kmn", q, kv.k, preferred_element_type=jnp.float32)
   scores = jnp.where(seen, scores.reshape(kv_heads, -1, rows, keys), MASKED)
   weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
   total = weights.sum(-1).reshape(kv_heads, -1, 1)
@@ -144,8 +144,8 @@ def _attend_completion(
   q = (q * width**-0.5).reshape(group, length, kv_heads, heads // kv_heads, width)
   far_q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, -1, width)
   near_q = q.transpose(0, 2, 1, 3, 4).reshape(group, kv_heads, -1, width)
-  far = jnp.einsum("kmh,ksh->kms", far_q, prompt.k, preferred_element_type=jnp.float32)
-  near = jnp.einsum("gkmh,gkuh->gkmu", near_q, own.k, preferred_element_type=jnp.float32)
+  far = jnp.einsum("kmh,khs->kms", far_q, prompt.k, preferred_element_type=jnp.float32)
+  near = jnp.einsum("gkmh,gkhu->gkmu", near_q, own.k, preferred_element_type=jnp.float32)
   far = jnp.where(prompt_mask, far, MASKED)
   own_mask = jnp.repeat(own_mask, heads // kv_heads, axis=0)  # a row for each of T * R queries
   near = jnp.where(own_mask, near, MASKED)

@@ -56,7 +56,7 @@ def prompt_in_blocks(q: jax.Array) -> bool:
 def completion_in_blocks(q: jax.Array, prompt: LayerKV, own: LayerKV) -> bool:
   """Whether completions of queries [P, G, T, Q, H] are; decoding, T = 1, never is."""
   _, group, length, heads, _ = q.shape
-  keys = prompt.k.shape[2] + own.k.shape[3]
+  keys = prompt.v.shape[2] + own.v.shape[3]
   return length > 1 and heads * group * length * keys > DENSE_SCORES
 
 
@@ -65,7 +65,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
 
   Args:
     q: [S, Q, H].
-    kv: [K, S, H] each.
+    kv: keys [K, H, S] and values [K, S, H].
     mask: [S] bool, real tokens; padding on either side.
 
   Returns:
@@ -89,8 +89,8 @@ def attend_completion(
 
   Args:
     q: [G, T, Q, H].
-    prompt: [K, S, H] each.
-    own: [G, K, T', H] each.
+    prompt: keys [K, H, S] and values [K, S, H].
+    own: keys [G, K, H, T'] and values [G, K, T', H].
     prompt_mask: [S] bool, real tokens.
     own_mask: [T, T'] bool; each token sees its completion up to some token, as in a causal mask.
 
@@ -98,7 +98,7 @@ def attend_completion(
     [G, T, Q * H].
   """
   group, length, heads, width = q.shape
-  kv_heads, own_length = own.k.shape[1:3]
+  kv_heads, own_length = own.v.shape[1:3]
   shared = heads // kv_heads
   q = (q * width**-0.5).reshape(group, length, kv_heads, shared, width)
   far_rows = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, -1, width)  # [K, G * T * R, H]
@@ -140,17 +140,18 @@ def _attend(
 
   Args:
     rows: [K, rows, H], scaled queries.
-    kv: [K, keys, H] each.
+    kv: keys [K, H, keys] and values [K, keys, H].
     seen_to: [rows] int32, the last position that each row sees.
     at: [keys] int32, the position of each key; LAST hides it.
     heads: K, times whatever this is mapped over: what shares the BLOCK_SCORES.
     rows_per_key: when not 0, row i sees no key behind i // rows_per_key, so that blocks of pairs
       that are hidden are left out.
   """
-  count, keys = rows.shape[1], kv.k.shape[1]
+  k = kv.k.swapaxes(1, 2)
+  count, keys = rows.shape[1], k.shape[1]
   block_keys = min(BLOCK_KEYS, keys)
   block_rows = min(max(BLOCK_SCORES // (heads * block_keys), 1), count)
-  q, k, v = _cut(rows, block_rows), _cut(kv.k, block_keys), _cut(kv.v, block_keys)
+  q, k, v = _cut(rows, block_rows), _cut(k, block_keys), _cut(kv.v, block_keys)
   seen_to = _cut(seen_to[None], block_rows, -1)[:, 0]
   at = _cut(at[None], block_keys, LAST)[:, 0]
   out, lse = _attend_blocks(q, k, v, seen_to, at, rows_per_key)

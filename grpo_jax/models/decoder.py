@@ -206,7 +206,7 @@ def decode_step(
     params: its parameters.
     tokens: [P, G] int, the tokens at completion position `step`.
     prompt: from `prefill`.
-    own: the candidates' cache, [P, G, K, T, H] a layer.
+    own: the candidates' cache, of T slots.
     step: int32 scalar; its slot of `own` is written.
 
   Returns:
@@ -214,7 +214,7 @@ def decode_step(
   """
   group = tokens.shape[1]
   positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
-  seen = (jnp.arange(own[0].k.shape[3]) <= step)[None]
+  seen = (jnp.arange(own[0].v.shape[3]) <= step)[None]
   row = Row(0, group, positions, prompt.mask, seen)
   hidden, _, own = _trunk(config, params, tokens, row, prompt.layers, own, step)
   return hidden, own

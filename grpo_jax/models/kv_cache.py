@@ -1,7 +1,8 @@
 """Key/value caches: one for the prompts (shared by each group) and one for the completions.
 
 Shape legend: P prompts, G group, S prompt tokens, T completion tokens, K key/value heads, H head
-width, N layers. Keys are stored after RoPE.
+width, N layers. Keys are stored after RoPE, and transposed: for a product with queries, XLA on CPU
+takes them as they lie.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class LayerKV(NamedTuple):
   """One layer's keys and values.
 
   Attributes:
-    k: [P, K, S, H] for prompts, [P, G, K, T, H] for completions; compute dtype.
-    v: as `k`.
+    k: [P, K, H, S] for prompts, [P, G, K, H, T] for completions; compute dtype.
+    v: [P, K, S, H] and [P, G, K, T, H].
   """
 
   k: jax.Array
@@ -31,7 +32,7 @@ class PromptCache(NamedTuple):
   """The prompts' keys and values, stored once per prompt and never G times.
 
   Attributes:
-    layers: N entries of [P, K, S, H].
+    layers: N entries.
     mask: [P, S] bool, True on real tokens.
     length: [P] int32, real tokens; also the position of the first completion token.
   """
@@ -42,7 +43,7 @@ class PromptCache(NamedTuple):
 
 
 CompletionCache = tuple[LayerKV, ...]
-"""N entries of [P, G, K, T, H]; slots after the current token hold zeros and are masked."""
+"""N entries; slots after the current token hold zeros and are masked."""
 
 
 def empty_completion_cache(
@@ -57,5 +58,5 @@ def empty_completion_cache(
     length: T, the most tokens that will be fed back.
   """
   shape = (prompts, group, config.num_kv_heads, length, config.head_dim)
-  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
-  return tuple(LayerKV(zeros, zeros) for _ in range(config.num_layers))
+  v = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return tuple(LayerKV(v.swapaxes(3, 4), v) for _ in range(config.num_layers))

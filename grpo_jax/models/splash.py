@@ -36,7 +36,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, *, interpret: bool = F
 
   Args:
     q: [P, S, Q, H].
-    kv: [P, K, S, H] each.
+    kv: keys [P, K, H, S] and values [P, K, S, H].
     mask: [P, S] bool, real tokens.
     interpret: run in Pallas' interpreter, on any device.
 
@@ -60,7 +60,7 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, *, interpret: bool = F
     # Tokens see their own kind only: real ones the real ones, padding the padding.
     one = lambda q, k, v, kind: kernel(q, k, v, splash_attention.SegmentIds(kind, kind))
     q = (q * width**-0.5).swapaxes(1, 2)
-    out = jax.vmap(one)(q, k, v, mask.astype(jnp.int32))
+    out = jax.vmap(one)(q, k.swapaxes(2, 3), v, mask.astype(jnp.int32))
     return out.swapaxes(1, 2).reshape(prompts, length, heads * width)
 
   mesh = jax.sharding.get_abstract_mesh()

@@ -111,12 +111,12 @@ class Layer(nn.Module):
     q, own_q = jnp.split(q, [1 if predicting else row.prompt], axis=1)
     parts = []
     if row.prompt:
-      prompt = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+      prompt = LayerKV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
       attend = attend_last if predicting else attend_prompt
       parts.append(attend(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
-      fresh = LayerKV(grouped(own_k).swapaxes(2, 3), grouped(own_v).swapaxes(2, 3))
+      fresh = LayerKV(grouped(own_k).transpose(0, 1, 3, 4, 2), grouped(own_v).swapaxes(2, 3))
       own = fresh if own is None else _write(own, fresh, step)
       assert prompt is not None and row.completion_mask is not None  # a group continues something
       out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
@@ -126,9 +126,11 @@ class Layer(nn.Module):
 
 
 def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
-  """Puts one token's keys and values [P, G, K, 1, H] at slot `step` of every candidate."""
-  put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), step, axis=3)
-  return LayerKV(put(cache.k, fresh.k), put(cache.v, fresh.v))
+  """Puts one token's keys and values at slot `step` of every candidate."""
+  put = lambda old, new, axis: lax.dynamic_update_slice_in_dim(
+    old, new.astype(old.dtype), step, axis
+  )
+  return LayerKV(put(cache.k, fresh.k, 4), put(cache.v, fresh.v, 3))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8))

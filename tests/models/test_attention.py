@@ -26,7 +26,7 @@ def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
   weights = jnp.where(used, weights, 0.0)
 
   def ours(q, k, v):
-    kv = LayerKV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+    kv = LayerKV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
     return attention.attend_prompt(q, kv, real).reshape(q.shape)
 
   def wanted(q, k, v):
@@ -43,7 +43,8 @@ def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
 
 def test_most_of_the_future_costs_nothing():
   scores = lambda length: jax.make_jaxpr(attention.attend_prompt)(
-    jnp.zeros((1, length, Q, H)), LayerKV(*[jnp.zeros((1, K, length, H))] * 2),
+    jnp.zeros((1, length, Q, H)),
+    LayerKV(jnp.zeros((1, K, H, length)), jnp.zeros((1, K, length, H))),
     jnp.ones((1, length), bool),
   )  # fmt: skip
 

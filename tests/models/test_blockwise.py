@@ -53,6 +53,11 @@ def assert_same(function, reference, arrays, cotangent, tolerance=1e-5):
     np.testing.assert_allclose(x, y, atol=tolerance * max(1, np.abs(y).max()))
 
 
+def cached(k, v):
+  """Keys and values [.., K, S, H] as they are cached."""
+  return LayerKV(k.swapaxes(-1, -2), v)
+
+
 def prompt_mask(length):
   """One prompt with padding on the left, one on the right."""
   return jnp.stack([jnp.arange(length) >= 4, jnp.arange(length) < length - 6])
@@ -67,9 +72,7 @@ def test_prompts_attend_as_in_the_reference(kv_heads, length):
   seen = jnp.cumsum(mask, axis=1) > 0  # what others see are meaningless numbers: left out
   cotangent *= seen[..., None]
   over = lambda f: (
-    lambda q, k, v: jnp.where(
-      seen[..., None], attention._over_prompts(f, q, LayerKV(k, v), mask), 0
-    )
+    lambda q, k, v: jnp.where(seen[..., None], attention._over_prompts(f, q, cached(k, v), mask), 0)
   )
   assert_same(over(blockwise.attend_prompt), over(attention._attend_prompt), (q, k, v), cotangent)
 
@@ -88,7 +91,7 @@ def test_completions_attend_as_in_the_reference(kv_heads, length):
   causal = jnp.tril(jnp.ones((length, length), bool))
   over = lambda f: (
     lambda q, k, v, own_k, own_v: attention._over_prompts(
-      lambda *args: f(*args, own_mask=causal), q, LayerKV(k, v), LayerKV(own_k, own_v), mask
+      lambda *args: f(*args, own_mask=causal), q, cached(k, v), cached(own_k, own_v), mask
     )
   )
   assert_same(
@@ -103,7 +106,7 @@ def test_tokens_of_a_cache_attend_as_in_the_reference():
   """Two tokens whose own cache is longer than they are, as in decoding several at once."""
   q, k, v, own_k, own_v = draw(0, (G, 2, Q, H), *[(2, 9, H)] * 2, *[(G, 2, 8, H)] * 2)
   own_mask = jnp.arange(8) <= jnp.array([[3], [4]])
-  args = (q, LayerKV(k, v), LayerKV(own_k, own_v), jnp.arange(9) > 2, own_mask)
+  args = (q, cached(k, v), cached(own_k, own_v), jnp.arange(9) > 2, own_mask)
   found, wanted = jax.jit(
     lambda: (blockwise.attend_completion(*args), attention._attend_completion(*args))
   )()
@@ -113,14 +116,14 @@ def test_tokens_of_a_cache_attend_as_in_the_reference():
 def test_a_prompt_without_real_tokens_is_finite_and_unseen():
   length = 12
   q, k, v = draw(1, (length, Q, H), *[(2, length, H)] * 2)
-  own = LayerKV(*draw(2, *[(G, 2, 4, H)] * 2))
+  own = cached(*draw(2, *[(G, 2, 4, H)] * 2))
   nothing, causal = jnp.zeros(length, bool), jnp.tril(jnp.ones((4, 4), bool))
 
   @jax.jit
   def run():
-    alone = lambda q, k, v: blockwise.attend_prompt(q, LayerKV(k, v), nothing)
+    alone = lambda q, k, v: blockwise.attend_prompt(q, cached(k, v), nothing)
     out, pull = jax.vjp(alone, q, k, v)
-    both = lambda f: f(q.reshape(G, 4, Q, H), LayerKV(k, v), own, nothing, causal)
+    both = lambda f: f(q.reshape(G, 4, Q, H), cached(k, v), own, nothing, causal)
     completions = both(blockwise.attend_completion), both(attention._attend_completion)
     return (out, *pull(jnp.ones_like(out))), completions
 
@@ -134,7 +137,7 @@ def test_bfloat16_is_as_close_to_float32_as_the_reference_is():
   exact = draw(3, (length, Q, H), *[(2, length, H)] * 2)
   rough = [x.astype(jnp.bfloat16) for x in exact]
   mask = jnp.arange(length) >= 3
-  run = lambda f, x: np.asarray(jax.jit(f)(x[0], LayerKV(*x[1:]), mask), np.float32)[3:]
+  run = lambda f, x: np.asarray(jax.jit(f)(x[0], cached(*x[1:]), mask), np.float32)[3:]
   wanted = run(attention._attend_prompt, exact)
   error = lambda f: np.sqrt(np.mean((run(f, rough) - wanted) ** 2))
   assert error(blockwise.attend_prompt) < 1.2 * error(attention._attend_prompt)
@@ -153,7 +156,7 @@ def test_short_sequences_keep_the_plain_program(monkeypatch):
   monkeypatch.setattr(blockwise, "DENSE_SCORES", Q * 12 * 12)
   q, k, v = draw(4, (1, 12, Q, H), *[(1, 2, 12, H)] * 2)
   mask = jnp.ones((1, 12), bool)
-  text = lambda: str(jax.make_jaxpr(lambda q: attention.attend_prompt(q, LayerKV(k, v), mask))(q))
+  text = lambda: str(jax.make_jaxpr(lambda q: attention.attend_prompt(q, cached(k, v), mask))(q))
   assert "scan" not in text()
   monkeypatch.setattr(blockwise, "DENSE_SCORES", Q * 12 * 12 - 1)
   assert "scan" in text()
@@ -193,9 +196,9 @@ def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
     5, (P, length, 2, width), *[(P, 1, length, width)] * 2, (P, length, 2 * width)
   )
   mask = jnp.stack([jnp.arange(length) >= 100, jnp.arange(length) < 150])
-  assert splash.suits(q, LayerKV(k, v))
-  assert not splash.suits(q[:, 1:], LayerKV(k, v))
-  over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, LayerKV(k, v), mask), 0)
+  assert splash.suits(q, cached(k, v))
+  assert not splash.suits(q[:, 1:], cached(k, v))
+  over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, cached(k, v), mask), 0)
   assert_same(
     over(functools.partial(splash.attend_prompt, interpret=True)),
     over(functools.partial(attention._over_prompts, attention._attend_prompt)),

@@ -75,7 +75,8 @@ def test_the_prompt_is_cached_once_for_its_group(tiny, rows):
   tokens, mask = padded(rows, 8, "left")
   cache, _ = encode(config, params, tokens, mask)
   for layer in cache.layers:
-    assert layer.k.shape == layer.v.shape == (3, config.num_kv_heads, 8, config.head_dim)
+    assert layer.k.shape == (3, config.num_kv_heads, config.head_dim, 8)
+    assert layer.v.shape == (3, config.num_kv_heads, 8, config.head_dim)
   np.testing.assert_array_equal(cache.length, LENGTHS)
 
 
