@@ -28,6 +28,11 @@ class LayerKV(NamedTuple):
   v: jax.Array
 
 
+def as_cached(k: jax.Array, v: jax.Array) -> LayerKV:
+  """Lays keys and values of tokens, [.., L, K, H] each, out as they are cached."""
+  return LayerKV(jnp.moveaxis(k, -3, -1), jnp.swapaxes(v, -3, -2))
+
+
 class PromptCache(NamedTuple):
   """The prompts' keys and values, stored once per prompt and never G times.
 
@@ -57,6 +62,6 @@ def empty_completion_cache(
     group: G.
     length: T, the most tokens that will be fed back.
   """
-  shape = (prompts, group, config.num_kv_heads, length, config.head_dim)
-  v = jnp.zeros(shape, jnp.dtype(config.dtype))
-  return tuple(LayerKV(v.swapaxes(3, 4), v) for _ in range(config.num_layers))
+  shape = (prompts, group, length, config.num_kv_heads, config.head_dim)
+  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return tuple(as_cached(zeros, zeros) for _ in range(config.num_layers))

@@ -16,7 +16,7 @@ from jax import lax
 
 from grpo_jax.models.attention import attend_completion, attend_last, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.models.kv_cache import LayerKV, as_cached
 from grpo_jax.models.layers import Dense, RMSNorm
 from grpo_jax.types import Array
 
@@ -111,12 +111,12 @@ class Layer(nn.Module):
     q, own_q = jnp.split(q, [1 if predicting else row.prompt], axis=1)
     parts = []
     if row.prompt:
-      prompt = LayerKV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
+      prompt = as_cached(k, v)
       attend = attend_last if predicting else attend_prompt
       parts.append(attend(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
-      fresh = LayerKV(grouped(own_k).transpose(0, 1, 3, 4, 2), grouped(own_v).swapaxes(2, 3))
+      fresh = as_cached(grouped(own_k), grouped(own_v))
       own = fresh if own is None else _write(own, fresh, step)
       assert prompt is not None and row.completion_mask is not None  # a group continues something
       out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
@@ -130,7 +130,7 @@ def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
   put = lambda old, new, axis: lax.dynamic_update_slice_in_dim(
     old, new.astype(old.dtype), step, axis
   )
-  return LayerKV(put(cache.k, fresh.k, 4), put(cache.v, fresh.v, 3))
+  return LayerKV(put(cache.k, fresh.k, -1), put(cache.v, fresh.v, -2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.models import attention
-from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.models.kv_cache import as_cached
 
 P, Q, K, H = 2, 4, 2, 8
 
@@ -26,8 +26,7 @@ def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
   weights = jnp.where(used, weights, 0.0)
 
   def ours(q, k, v):
-    kv = LayerKV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
-    return attention.attend_prompt(q, kv, real).reshape(q.shape)
+    return attention.attend_prompt(q, as_cached(k, v), real).reshape(q.shape)
 
   def wanted(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None], is_causal=True)
@@ -44,7 +43,7 @@ def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
 def test_most_of_the_future_costs_nothing():
   scores = lambda length: jax.make_jaxpr(attention.attend_prompt)(
     jnp.zeros((1, length, Q, H)),
-    LayerKV(jnp.zeros((1, K, H, length)), jnp.zeros((1, K, length, H))),
+    as_cached(*[jnp.zeros((1, length, K, H))] * 2),
     jnp.ones((1, length), bool),
   )  # fmt: skip
 
