@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args
 
 Behavior = Literal["execute", "clarify", "refuse"]
 BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
+#: The keys of a call in the formats of all model families; `parameters` is Llama 3's name for
+#: `arguments`.
+CALL_KEYS = frozenset(("name", "arguments", "parameters", "id", "type", "index"))
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,8 @@ def read_ground_truth(value: Any) -> tuple[tuple[ToolCall, ...], str]:
   """Splits a ground truth into calls and text; exactly one of the two is non-empty.
 
   Args:
-    value: a list of calls, the same as JSON text, or plain text.
+    value: a list of calls, the same as JSON text, or plain text. A call's `arguments` may be JSON
+      text, and may be named `parameters`.
 
   Raises:
     ValueError: the value is empty, or looks like calls and is malformed.
@@ -239,9 +243,17 @@ def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
 def _call(entry: Any) -> ToolCall:
   if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
     entry = entry["function"]
-  arguments = _decoded(entry.get("arguments", {})) if isinstance(entry, Mapping) else None
-  if not isinstance(arguments, Mapping) or not isinstance(entry.get("name"), str):
-    raise ValueError('each wanted call must be {"name": text, "arguments": object}')
+  expected = 'each wanted call must be {"name": text, "arguments": object}'
+  if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+    raise ValueError(expected)
+  if "arguments" in entry and "parameters" in entry:
+    raise ValueError(f'{expected}, but {entry["name"]!r} has both "arguments" and "parameters"')
+  if "arguments" not in entry and (others := [key for key in entry if key not in CALL_KEYS]):
+    # They are probably the arguments: a call without any would pay for leaving them out.
+    raise ValueError(f'{expected}, but {entry["name"]!r} has {others[0]!r} and no "arguments"')
+  arguments = _decoded(entry.get("arguments", entry.get("parameters", {})))
+  if not isinstance(arguments, Mapping):
+    raise ValueError(expected)
   return ToolCall(entry["name"], arguments)
 
 

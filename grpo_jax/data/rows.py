@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # policy would learn to decline what it should do.
 _CALL_AS_TEXT = re.compile(
   r"""\s*(?:\[\s*[\[{"']|\{\s*["']|\[?\s*[A-Za-z_][\w.]*\([^\s()]*=.*\)\s*\]?\s*$)"""
-  r"""|.*(?:<tool_call>|<\|python_tag\||"arguments"\s*:)""",
+  r"""|.*(?:<tool_call>|<\|python_tag\||"(?:arguments|parameters)"\s*:)""",
   re.DOTALL,
 )
 

@@ -17,7 +17,7 @@ from grpo_jax.rewards.parsed import (
   read_call,
 )
 from grpo_jax.rewards.python_calls import read_python_calls
-from grpo_jax.schema import ToolCall
+from grpo_jax.schema import CALL_KEYS, ToolCall
 
 #: How many places that turn out not to be JSON are tried as the start of a value. Each try is
 #: linear in the text, so the whole search is.
@@ -28,7 +28,6 @@ _JSON_START = re.compile(r'\[[ \t\r\n]*\{|\{[ \t\r\n]*"')
 _PYTHON_START = re.compile(r"\[[ \t\r\n]*[A-Za-z_][\w.]*\(")
 _PYTHON_WHOLE = re.compile(r"\[?[ \t\r\n]*[A-Za-z_][\w.]*[ \t]*\(")
 _FENCE = re.compile(r"```[^\n`]*\n?")
-_ENVELOPE_KEYS = frozenset(("name", "arguments", "parameters", "id", "type", "index"))
 
 
 class _Found(NamedTuple):
@@ -157,7 +156,7 @@ def _read_loose_call(value: Any) -> ToolCall | None:
   if isinstance(value, dict) and isinstance(value.get("function"), dict):
     value = value["function"]
   # A tool's schema has a name and parameters too, but also a description: it is no call.
-  if not isinstance(value, dict) or not value.keys() <= _ENVELOPE_KEYS:
+  if not isinstance(value, dict) or not value.keys() <= CALL_KEYS:
     return None
   if ("arguments" in value) == ("parameters" in value):
     return None

@@ -209,6 +209,7 @@ PATHS = [
   [
     '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
     'Sure: <tool_call>{"name": "get_weather"',
+    'Sure: {"name": "get_weather", "parameters": {"city": "Oslo"}}',
     '[ {"name": "get_weather", "argum',
     "[{'name': 'get_weather', 'arguments': {}}]",
     "{'name': 'get_weather'}",
@@ -223,6 +224,44 @@ def test_calls_in_another_form_are_an_error_and_no_refusal(text):
     read_row(contract(reward_model={"ground_truth": text}, extra_info=None))
   with pytest.raises(ValueError, match=problem):
     read_row(chat(ASK, {"role": "assistant", "content": text}))
+
+
+FREE = [{"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}}}]
+
+
+@pytest.mark.parametrize(
+  "call",
+  [
+    {"name": "get_weather", "parameters": {"city": "Oslo"}},  # Llama 3's form
+    {"name": "get_weather", "parameters": '{"city": "Oslo"}'},
+    {"type": "function", "function": {"name": "get_weather", "parameters": {"city": "Oslo"}}},
+    {"name": "get_weather", "arguments": {"city": "Oslo"}, "result": {"degrees": 3}},
+  ],
+)
+@pytest.mark.parametrize("form", [lambda calls: calls, json.dumps], ids=["list", "text"])
+def test_wanted_arguments_may_be_named_parameters(call, form):
+  task = read_row(contract(tools=FREE, reward_model={"ground_truth": form([call])}))
+  assert [wanted.to_json() for wanted in task.calls] == CALL
+
+
+@pytest.mark.parametrize(
+  ("call", "problem"),
+  [
+    ({"name": "get_weather", "args": {"city": "Oslo"}}, "has 'args' and no \"arguments\""),
+    ({"name": "get_weather", "argument": {}}, "has 'argument' and no \"arguments\""),
+    ({"name": "get_weather", "arguments": {}, "parameters": {}}, "both"),
+  ],
+)
+def test_wanted_arguments_under_another_name_are_an_error_and_not_none(call, problem):
+  with pytest.raises(ValueError, match=problem):
+    read_row(contract(tools=FREE, reward_model={"ground_truth": [call]}))
+
+
+def test_a_wanted_call_may_leave_its_arguments_out():
+  call = {"name": "get_weather", "type": "function", "id": "call_1"}
+  assert (
+    read_row(contract(tools=FREE, reward_model={"ground_truth": [call]})).calls[0].arguments == {}
+  )
 
 
 @pytest.mark.parametrize(
