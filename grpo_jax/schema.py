@@ -69,6 +69,9 @@ class ToolSpec:
       value = value["function"]
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
       raise ValueError('a tool is an object with a "name" and "parameters" (a JSON schema)')
+    for other in ("input_schema", "inputSchema", "arguments", "args"):
+      if other in value and "parameters" not in value:  # else a tool without any argument
+        raise ValueError(f'tool {value["name"]!r} has {other!r}; expected "parameters"')
     parameters = value.get("parameters") or {}
     if not isinstance(parameters, Mapping):
       raise ValueError(f'tool {value["name"]!r}: "parameters" must be a JSON schema object')

@@ -10,6 +10,8 @@ from typing import Any
 from grpo_jax.schema import ToolSpec, ToolTask
 
 ROLES = ("system", "user", "assistant", "tool")
+# What the reader takes from `extra_info` alone: beside it, it would be dropped in silence.
+_IN_EXTRA_INFO = ("behavior", "missing", "possible_answers")
 
 # Calls in another form than the contract's list. As text they would count as a refusal, and the
 # policy would learn to decline what it should do.
@@ -32,6 +34,11 @@ def read_row(row: Any) -> ToolTask:
   """
   if not isinstance(row, Mapping):
     raise ValueError(f"expected an object (one task), got {_kind(row)}")
+  for name in _IN_EXTRA_INFO:
+    if row.get(name) is not None:
+      raise ValueError(f'"{name}" belongs in "extra_info", not beside it')
+  if row.get("functions") is not None and row.get("tools") is None:
+    raise ValueError('got "functions"; expected "tools", a list of tool schemas')
   if "prompt" in row:
     contract = dict(row)
     contract["prompt"] = _decoded_list(row["prompt"])
@@ -60,6 +67,12 @@ def without_nulls(value: Any) -> Any:
 
 
 def _contract_of_chat(row: Mapping[str, Any]) -> dict[str, Any]:
+  for name in ("reward_model", "ground_truth"):
+    if row.get(name) is not None:  # which of the two is the wanted answer would be a guess
+      raise ValueError(
+        f'got "messages" and "{name}"; expected "prompt" and "reward_model", or "messages" alone, '
+        "whose last answer is the ground truth"
+      )
   messages = _decoded_list(row["messages"])
   if not isinstance(messages, list):
     raise ValueError(f'"messages" must be a list of messages, got {_kind(messages)}')
@@ -73,12 +86,13 @@ def _contract_of_chat(row: Mapping[str, Any]) -> dict[str, Any]:
   if answer.get("tool_calls"):
     ground_truth: Any = _functions(answer["tool_calls"], f"messages[{target}]")
   else:
+    _check_no_function_call(answer, f"messages[{target}]")
     ground_truth = _text(answer.get("content"), f"messages[{target}]")
   contract = {
     "prompt": messages[:target],
     "tools": row.get("tools"),
     "reward_model": {"style": "rule", "ground_truth": ground_truth},
-    "extra_info": row.get("extra_info") or {},
+    "extra_info": _decoded(row.get("extra_info")) or {},
     "data_source": row.get("data_source"),
   }
   if "id" in row and isinstance(contract["extra_info"], Mapping):
@@ -101,6 +115,7 @@ def _messages(value: Any) -> Any:
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
       raise ValueError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}")
+    _check_no_function_call(message, where)
     calls = message.get("tool_calls")
     content = message.get("content")
     read = {**message, "role": role}
@@ -117,6 +132,12 @@ def _messages(value: Any) -> Any:
       f"the prompt ends with a message of role {messages[-1]['role']!r}; expected user or tool"
     )
   return messages
+
+
+def _check_no_function_call(message: Mapping[str, Any], where: str) -> None:
+  """The older form of `tool_calls` would leave only the words beside it."""
+  if message.get("function_call"):
+    raise ValueError(f'{where} has "function_call"; expected "tool_calls"')
 
 
 def _text(content: Any, where: str) -> str:
@@ -170,6 +191,11 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
     if names.count(name) > 1:
       raise ValueError(f"tool {name!r} is on offer twice; expected one schema a name")
   for tool in tools:
+    if _bare_arguments(tool.parameters):
+      raise ValueError(
+        f'tool {tool.name!r}: "parameters" must be a JSON schema, with the arguments in its '
+        '"properties"'
+      )
     properties = tool.parameters.get("properties", {})
     if not isinstance(properties, Mapping) or not all(
       isinstance(schema, Mapping) for schema in properties.values()
@@ -181,6 +207,15 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
     for name in required:
       if name not in properties:
         raise ValueError(f'tool {tool.name!r}: required argument {name!r} is not in "properties"')
+
+
+def _bare_arguments(parameters: Mapping[str, Any]) -> bool:
+  """Whether argument schemas stand where the schema of the object of arguments is expected."""
+  return (
+    bool(parameters)
+    and not {"properties", "additionalProperties"} & parameters.keys()
+    and all(isinstance(entry, Mapping) and "type" in entry for entry in parameters.values())
+  )
 
 
 def _check_answer(task: ToolTask) -> None:

@@ -226,6 +226,58 @@ def test_calls_in_another_form_are_an_error_and_no_refusal(text):
     read_row(chat(ASK, {"role": "assistant", "content": text}))
 
 
+LEGACY = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+BARE = {"city": {"type": "str", "description": "where", "default": ""}}
+
+
+@pytest.mark.parametrize(
+  ("row", "problem"),
+  [
+    (
+      chat(ASK, {"role": "assistant", "content": "Hello"}, reward_model={"ground_truth": CALL}),
+      '"messages" and "reward_model"; expected "prompt" and "reward_model"',
+    ),
+    (
+      chat(ASK, {"role": "assistant", "content": "Hello"}, ground_truth=CALL),
+      '"messages" and "ground_truth"; expected "prompt" and "reward_model"',
+    ),
+    (
+      chat(ASK, {"role": "assistant", "content": "Hello"}, functions=[WEATHER], tools=None),
+      '"functions"; expected "tools"',
+    ),
+    (
+      chat(ASK, {"role": "assistant", "content": "Let me see.", "function_call": LEGACY}),
+      r'messages\[1\] has "function_call"; expected "tool_calls"',
+    ),
+    (
+      contract(
+        prompt=[ASK, {"role": "assistant", "content": "So.", "function_call": LEGACY}, RESULT]
+      ),
+      'message 1 of the prompt has "function_call"; expected "tool_calls"',
+    ),
+    (contract(behavior="refuse"), '"behavior" belongs in "extra_info"'),
+    (contract(possible_answers=[]), '"possible_answers" belongs in "extra_info"'),
+    (chat(ASK, TOOL_CALL, missing=["city"]), '"missing" belongs in "extra_info"'),
+    (
+      contract(tools=[{"name": "get_weather", "input_schema": {"type": "object"}}]),
+      "'get_weather' has 'input_schema'; expected \"parameters\"",
+    ),
+    (
+      contract(tools=[{"name": "get_weather", "parameters": BARE}]),
+      '\'get_weather\': "parameters" must be a JSON schema, .* "properties"',
+    ),
+  ],
+)
+def test_what_a_row_says_in_the_wrong_place_is_an_error_and_not_dropped(row, problem):
+  with pytest.raises(ValueError, match=problem):
+    read_row(row)
+
+
+def test_a_chat_keeps_its_id_beside_extra_info_as_json_text():
+  task = read_row(chat(ASK, TOOL_CALL, id="a", extra_info='{"tool": "weather"}'))
+  assert task.id == "a" and task.tool_name == "weather"
+
+
 FREE = [{"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}}}]
 
 
