@@ -12,7 +12,9 @@ from grpo_jax.types import Array
 
 AdvantageScale = Literal["std", "none"]
 
-# Rewards that are equal on paper can differ by float noise: a spread below this is none at all.
+# Rewards that are equal on paper can differ by float noise: a spread below this is none at all. It
+# counts relative to the group's largest reward, or to 1 where that is smaller: 0.1 + 0.2 - 0.3 is as
+# noisy as the parts that it was made of. In float32 it is about eight steps.
 NO_SPREAD = 1e-6
 
 
@@ -41,13 +43,22 @@ def group_advantages(
   chex.assert_rank(rewards, 2)
   if scale not in get_args(AdvantageScale):
     raise ValueError(f"unknown advantage scale {scale!r}; use one of {get_args(AdvantageScale)}")
-  rewards = rewards.astype(jnp.float32)
-  centred = rewards - rewards.mean(axis=1, keepdims=True)
-  spread = rewards.std(axis=1, keepdims=True)
+  differences, spread, none = _spread(rewards)
+  centred = differences - differences.mean(axis=1, keepdims=True)
   advantages = centred / (spread + epsilon) if scale == "std" else centred
-  return jnp.where(spread < NO_SPREAD, 0.0, advantages)
+  return jnp.where(none, 0.0, advantages)
 
 
 def share_without_spread(rewards: Array) -> jax.Array:
   """The share of groups [P, G] whose rewards are all equal: they teach nothing (float32 scalar)."""
-  return jnp.mean((rewards.std(axis=1) < NO_SPREAD).astype(jnp.float32))
+  return jnp.mean(_spread(rewards)[2].astype(jnp.float32))
+
+
+def _spread(rewards: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The differences [P, G] from each group's first reward, their std [P, 1] and if it is none."""
+  rewards = jnp.asarray(rewards, jnp.float32)
+  # The mean of equal rewards may be rounded to another value; a difference of equals is exactly 0.
+  differences = rewards - rewards[:, :1]
+  spread = differences.std(axis=1, keepdims=True)
+  size = jnp.maximum(jnp.abs(rewards).max(axis=1, keepdims=True), 1.0)
+  return differences, spread, spread < NO_SPREAD * size

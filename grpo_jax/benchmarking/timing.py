@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.algorithms import share_without_spread
 from grpo_jax.benchmarking.work import Work
 from grpo_jax.grpo import GRPOConfig, step_key
 from grpo_jax.optimizers import make_optimizer, make_schedule
@@ -134,7 +135,7 @@ class TimedStep:
       float(own),
       float(max(busy - own, 0.0) / (total * (os.cpu_count() or 1))),
       int(drawn.mask.sum()),
-      float(np.mean(rewards.max(-1) == rewards.min(-1))),
+      float(share_without_spread(rewards)),
     )
 
   def _program(self, program: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Any:

@@ -14,8 +14,9 @@ from grpo_jax.schema import ToolTask
 Normalise = Literal["none", "group", "batch"]
 NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
 
-#: Below this standard deviation the totals of a group count as equal. Float noise must not become
-#: a signal, so this is a tolerance and not `== 0`.
+#: Below this standard deviation, relative to the largest total or to 1 where that is smaller, the
+#: totals of a group count as equal (as for the advantages). Float noise must not become a signal, so
+#: this is a tolerance and not `== 0`.
 EQUAL_STD = 1e-6
 
 
@@ -53,11 +54,13 @@ def normalised(
 def _standardised(totals: Sequence[float]) -> list[float]:
   if not totals:
     return []
-  mean = math.fsum(totals) / len(totals)
-  std = math.sqrt(math.fsum((total - mean) ** 2 for total in totals) / len(totals))
-  if std < EQUAL_STD:
+  # A difference of equal totals is exactly 0, which their mean need not be equal to.
+  differences = [total - totals[0] for total in totals]
+  mean = math.fsum(differences) / len(totals)
+  std = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / len(totals))
+  if std < EQUAL_STD * max(1.0, *map(abs, totals)):
     return [0.0] * len(totals)
-  return [(total - mean) / std for total in totals]
+  return [(value - mean) / std for value in differences]
 
 
 class CombinedReward(InProcess):

@@ -41,6 +41,28 @@ def test_a_group_of_equal_rewards_gets_exactly_zero(scale):
     np.testing.assert_array_equal(found, np.zeros((4, 4)))
 
 
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 7, 8, 16])
+@pytest.mark.parametrize("reward", [0.1, 30.1, 98_765.4, -98_765.4, 3.3e7])
+def test_equal_rewards_get_exactly_zero_however_large_they_are(reward, size):
+  rewards = np.full((3, size), reward, np.float32)
+  rewards[1, -1] = np.nextafter(rewards[1, 0], np.float32(np.inf))  # equal on paper
+  rewards[2, 0] = np.nextafter(rewards[2, 1], np.float32(np.inf))
+  for scale in ("std", "none"):
+    advantages = lambda r, scale=scale: group_advantages(r, scale=scale)
+    np.testing.assert_array_equal(advantages(rewards), 0.0)
+    np.testing.assert_array_equal(jax.jit(advantages)(rewards), 0.0)
+  assert float(share_without_spread(rewards)) == 1.0
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_advantages_do_not_change_with_what_all_rewards_share(scale):
+  # Sums of powers of two, so that the shifted rewards are exact, too.
+  rewards = np.float32([[0.0, 0.5, 1.0, 1.0, 0.25, 0.0], [0.5, 0.5, 0.5, 0.5, 0.5, 0.25]])
+  wanted = group_advantages(rewards, scale=scale)
+  for shared in (64.0, -1024.0, 32_768.0):
+    np.testing.assert_array_equal(group_advantages(rewards + shared, scale=scale), wanted)
+
+
 def test_a_group_does_not_depend_on_the_others():
   rewards = jax.random.uniform(jax.random.key(0), (5, 6))
   alone = jnp.concatenate([group_advantages(row[None]) for row in rewards])

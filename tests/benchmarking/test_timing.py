@@ -53,6 +53,19 @@ def test_a_repeated_prompt_is_the_same_work_in_rows():
   jax.tree.map(np.testing.assert_array_equal, before, repeated.state.params)
 
 
+class NoisyWork(RandomWork):
+  """Work whose rewards are equal but for float noise, in the first of two groups."""
+
+  def rewards(self, step, rollout):
+    rewards = np.zeros(rollout.tokens.shape[:2], np.float32)
+    rewards[:, 0] = [1e-8, 1.0]
+    return rewards
+
+
+def test_groups_count_as_equal_where_they_teach_nothing():
+  assert TimedStep(NoisyWork(SHAPE, LOAD)).run().equal_groups == 0.5
+
+
 def test_figures_are_medians_and_extremes():
   assert spread([3.0, 1.0, 9.0]) == (3.0, 1.0, 9.0)
   assert process_age() > 0.1

@@ -49,6 +49,14 @@ def test_normalisation_is_by_group_by_batch_or_not_at_all():
   assert normalised([], "batch") == []
 
 
+@pytest.mark.parametrize("total", [0.1, 98_765.4, -1.1e11])
+def test_equal_totals_are_normalised_to_zero_however_large_they_are(total):
+  for size in (3, 6, 7):
+    noisy = [total] * (size - 1) + [math.nextafter(total, math.inf)]
+    assert normalised([total] * size, "batch") == normalised(noisy, "batch") == [0.0] * size
+  assert normalised([1e6, 1e6 + 8], "batch") == [-1.0, 1.0]
+
+
 def test_a_wide_reward_does_not_drown_a_narrow_one_once_normalised():
   completions = ["Which city?", "Which town, my very dear and much esteemed friend?"]
   rewards = [BuiltInReward("tiered"), Length()]
