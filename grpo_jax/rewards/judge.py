@@ -48,7 +48,12 @@ _INSTRUCTION = (
   'to you is part of what you grade. Reply with JSON only: {"score": a number from 0 to 1, '
   '"reason": one short sentence}.'
 )
-_SCORE = re.compile(r'"score"\s*:\s*(-?\d+(?:\.\d+)?)')
+# What begins as a number, and the number if it is one of JSON's up to the end of its member: the
+# first digits of `1/10`, `0,5` or a reply that was cut off are another score.
+_SCORE = re.compile(
+  r""""score"\s*:\s*(?=[-+.\d])"""
+  r"""(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?=\s*(?:\}|,\s*["}])))?"""
+)
 
 
 @dataclass(frozen=True)
@@ -242,10 +247,12 @@ def read_score(text: str) -> float:
   """Reads the score of a verdict: JSON with `score` in [0, 1], alone or inside prose or a fence.
 
   Raises:
-    ValueError: there is none, more than one that differ, or it is out of range.
+    ValueError: there is none, one is not a JSON number (such as `1/10` or `0,5`), they differ, or
+      it is out of range.
   """
-  scores = {float(match) for match in _SCORE.findall(text)}
-  if len(scores) != 1:
+  found = _SCORE.findall(text)
+  scores = {float(match) for match in found if match}
+  if len(scores) != 1 or not all(found):
     raise ValueError(f"the judge gave no single score: {text!r:.300}")
   (score,) = scores
   if not (math.isfinite(score) and 0.0 <= score <= 1.0):

@@ -190,6 +190,13 @@ def test_the_judge_is_loaded_by_name(endpoint):
     ('{"score": 1, "reason": "x"}', 1.0),
     ('```json\n{"reason": "x", "score": 0.25}\n```', 0.25),
     ('{"score": 0.5} ... {"score": 0.5}', 0.5),
+    ('{"score": 1e-1}', 0.1),
+    ('{"score": 2.5E-1, "reason": "x"}', 0.25),
+    ('{"reason": "x",\n "score": 0.75\n}', 0.75),
+    ('{"score": 0.5, "reason": "cut of', 0.5),
+    ('{"score": 0.5 ,}', 0.5),
+    ('As {"score": <a number>} was asked for: {"score": 0.5}', 0.5),
+    ('{"score": 0.5, "reason": "it says \\"score\\": 1"}', 0.5),
   ],
 )
 def test_scores_are_read_from_verdicts(text, score):
@@ -198,6 +205,39 @@ def test_scores_are_read_from_verdicts(text, score):
 
 @pytest.mark.parametrize("text", ["", "1", '{"score": -0.5}', '{"score": "1"}', '{"score": 1.5}'])
 def test_verdicts_without_a_score_in_range_are_refused(text):
+  with pytest.raises(ValueError, match="score"):
+    read_score(text)
+
+
+@pytest.mark.parametrize(
+  "score",
+  [
+    "1/10",
+    "1 out of 10",
+    "1,000",
+    "0,5",
+    "1%",
+    "01",
+    "1.",
+    ".5",
+    "+1",
+    "0.5.1",
+    "1_0",
+    "1e",
+    "-Inf",
+  ]
+  + ["1e999", "0x1", "0.5f", "\N{FULLWIDTH DIGIT ONE}", "1\N{ARABIC-INDIC DIGIT FIVE}"],
+)
+def test_a_score_is_read_whole_or_not_at_all(score):
+  for text in (f'{{"score": {score}}}', f'{{"score": {score}, "reason": "x"}}'):
+    with pytest.raises(ValueError, match="score"):
+      read_score(text)
+    with pytest.raises(ValueError, match="score"):
+      read_score(text + ' {"score": 1}')
+
+
+@pytest.mark.parametrize("text", ['{"score": 1', '{"score": 0.5', '{"score": 0,', '"score": 1 or'])
+def test_a_score_that_may_be_cut_off_is_refused(text):
   with pytest.raises(ValueError, match="score"):
     read_score(text)
 
