@@ -26,7 +26,7 @@ def equal_values(
     space; with `format: date-time`, two spellings of one instant are equal.
   - Arrays are ordered. Objects need the same keys; a key left out equals its schema's `default`.
   - With `anyOf` or `oneOf`, one alternative that takes the wanted value's type, and under which
-    they are equal, is enough.
+    they are equal, is enough; if none takes it, they do not count.
 
   Args:
     given: the value in the completion.
@@ -39,18 +39,17 @@ def equal_values(
   if depth <= 0:
     return False
   schema = resolve(schema, root)
-  alternatives = schema.get("anyOf") or schema.get("oneOf")
-  if isinstance(alternatives, (list, tuple)) and alternatives:
+  options = _alternatives(schema, root, wanted)
+  if options:
     # Each pair is settled once: nested alternatives would else take time exponential in the depth.
     known = {} if known is None else known
     pair = (id(given), id(wanted), id(schema))
     if pair not in known:
       known[pair] = False  # what a schema that refers to itself finds on its way round
+      # Whatever the schema makes of it (too many alternatives, or itself), a value equals itself.
       known[pair] = any(
-        equal_values(given, wanted, option, root, depth - 1, known)
-        for option in alternatives[:_WIDTH]
-        if _takes(resolve(option, root), wanted)
-      )
+        equal_values(given, wanted, option, root, depth - 1, known) for option in options[:_WIDTH]
+      ) or _identical(given, wanted)
     return known[pair]
   if isinstance(given, bool) or isinstance(wanted, bool):
     return isinstance(given, bool) and isinstance(wanted, bool) and given == wanted
@@ -108,6 +107,27 @@ def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 def default_of(schema: Any, root: Any = None) -> Any:
   """The schema's `default`, or a value that equals nothing."""
   return resolve(schema, root).get("default", _MISSING)
+
+
+def _alternatives(schema: Mapping[str, Any], root: Any, wanted: Any) -> list[Any]:
+  """The alternatives of `anyOf` or `oneOf` that take the wanted value's type."""
+  options = schema.get("anyOf") or schema.get("oneOf")
+  if not isinstance(options, (list, tuple)):
+    return []
+  return [option for option in options if _takes(resolve(option, root), wanted)]
+
+
+def _identical(given: Any, wanted: Any) -> bool:
+  """Whether two JSON values are the same, with the same types, without a look at any schema."""
+  if type(given) is not type(wanted):
+    return False
+  if isinstance(wanted, Mapping):
+    return given.keys() == wanted.keys() and all(
+      _identical(given[name], wanted[name]) for name in wanted
+    )
+  if isinstance(wanted, (list, tuple)):
+    return len(given) == len(wanted) and all(map(_identical, given, wanted))
+  return bool(given == wanted)
 
 
 def _takes(schema: Mapping[str, Any], value: Any) -> bool:

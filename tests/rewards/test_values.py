@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grpo_jax.rewards.values import equal_values
 
@@ -55,6 +59,85 @@ ROOT = {
 )
 def test_values_are_compared_by_type_and_value(given, wanted, schema, same):
   assert equal_values(given, wanted, schema, ROOT) is same
+
+
+NO_TEXT = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+
+
+@pytest.mark.parametrize(
+  ("given", "wanted", "schema", "same"),
+  [
+    ("Oslo", "Oslo", NO_TEXT, True),
+    ("Oslo", "Bergen", NO_TEXT, False),
+    (" Oslo", "Oslo", NO_TEXT, True),  # as if the schema said nothing
+    ("5", 5.0, NO_TEXT, False),
+    (True, True, NO_TEXT, True),
+    (True, 1.0, NO_TEXT, False),
+    ({"a": 1.5}, {"a": 1.5}, {"type": "object", "properties": {"a": NO_TEXT}}, True),
+    ([1.5, "x"], [1.5, "x"], {"type": "array", "items": NO_TEXT}, True),
+    ([1.5, "x"], [1.5, "y"], {"type": "array", "items": NO_TEXT}, False),
+    (1, 1, {"$ref": "#/$defs/loop"}, True),
+    (1, 2, {"$ref": "#/$defs/loop"}, False),
+    (1, True, {"$ref": "#/$defs/loop"}, False),
+    ("x", "x", {"oneOf": [{"enum": [i]} for i in range(16)] + [{"type": "string"}]}, True),
+    (" x", "x", {"oneOf": [{"type": "null"}] * 16 + [{"type": "string"}]}, True),
+  ],
+)
+def test_alternatives_that_do_not_take_the_wanted_value_allow_it(given, wanted, schema, same):
+  root = {"$defs": {"loop": {"anyOf": [{"$ref": "#/$defs/loop"}, {"$ref": "#/$defs/loop"}]}}}
+  assert equal_values(given, wanted, schema, root) is same
+
+
+JSON = st.recursive(
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats(allow_nan=False, allow_infinity=False)
+  | st.text(max_size=4),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+  ),
+  max_leaves=8,
+)
+TYPES = ["string", "integer", "number", "boolean", "null", "array", "object", "dict", "int", "any"]
+PLAIN_SCHEMAS = st.fixed_dictionaries(
+  {},
+  optional={
+    "type": st.sampled_from(TYPES) | st.lists(st.sampled_from(TYPES), max_size=3),
+    "format": st.just("date-time"),
+    "default": JSON,
+  },
+) | st.sampled_from("abc").map(lambda name: {"$ref": f"#/$defs/{name}"})
+SCHEMAS = st.recursive(
+  PLAIN_SCHEMAS,
+  lambda inner: st.fixed_dictionaries(
+    {},
+    optional={
+      "anyOf": st.lists(inner, max_size=3),
+      "oneOf": st.lists(inner, min_size=1, max_size=3),
+      "items": inner,
+      "properties": st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+      "additionalProperties": inner,
+      "type": st.sampled_from(TYPES),
+    },
+  ),
+  max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(value=JSON, schema=SCHEMAS, definitions=st.dictionaries(st.sampled_from("abc"), SCHEMAS))
+def test_a_value_equals_itself_whatever_the_schema_says(value, schema, definitions):
+  root = {"$defs": definitions}
+  assert equal_values(copy.deepcopy(value), value, schema, root)
+
+
+def test_a_value_as_deep_as_a_completion_may_be_equals_itself_under_alternatives():
+  value: object = "x"
+  for _ in range(32):
+    value = [value]
+  node = {"anyOf": [{"anyOf": [{"type": "array", "items": {"$ref": "#"}}, {"type": "null"}]}]}
+  assert equal_values(copy.deepcopy(value), value, node, node)
 
 
 @pytest.mark.parametrize(
