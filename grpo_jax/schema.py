@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from grpo_jax.json_text import decoded, read_json
+
 Behavior = Literal["execute", "clarify", "refuse"]
 BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
 #: The keys of a call in the formats of all model families; `parameters` is Llama 3's name for
@@ -151,16 +153,16 @@ class ToolTask:
       ValueError: one sentence saying what is wrong and what was expected.
     """
     messages = _messages(row.get("prompt"))
-    reward_model = _decoded(row.get("reward_model"))
+    reward_model = decoded(row.get("reward_model"), "reward_model")
     if not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
       raise ValueError('"reward_model" must be an object with "ground_truth"')
-    extra = _decoded(row.get("extra_info")) or {}
+    extra = decoded(row.get("extra_info"), "extra_info") or {}
     if not isinstance(extra, Mapping):
       raise ValueError('"extra_info" must be an object')
-    native = _decoded(row.get("tools")) or ()
+    native = decoded(row.get("tools"), "tools") or ()
     if isinstance(native, (str, Mapping)) or not isinstance(native, Sequence):
       raise ValueError('"tools" must be a list of tool schemas')
-    tools = tuple(ToolSpec.from_json(_decoded(tool)) for tool in native)
+    tools = tuple(ToolSpec.from_json(decoded(tool, "tools")) for tool in native)
 
     calls, text = read_ground_truth(reward_model["ground_truth"])
     behavior = extra.get("behavior")
@@ -174,7 +176,7 @@ class ToolTask:
       raise ValueError('behavior "execute" needs a ground_truth that is a JSON list of calls')
     if behavior != "execute" and calls:
       raise ValueError(f"behavior {behavior!r} needs a ground_truth that is text, not calls")
-    accepted = _decoded(extra.get("possible_answers"))
+    accepted = decoded(extra.get("possible_answers"), "extra_info.possible_answers")
     if accepted is not None and (
       not isinstance(accepted, Sequence)
       or isinstance(accepted, str)
@@ -206,23 +208,27 @@ def read_ground_truth(value: Any) -> tuple[tuple[ToolCall, ...], str]:
   Raises:
     ValueError: the value is empty, or looks like calls and is malformed.
   """
-  decoded = value
+  truth = value
   if isinstance(value, str):
     stripped = value.strip()
-    decoded = _decoded(stripped) if stripped[:1] in ("[", "{") else stripped
-    if stripped[:2] in ("[{", '{"') and isinstance(decoded, str):
+    truth = decoded(stripped, "ground_truth") if stripped[:1] in ("[", "{") else stripped
+    if stripped[:2] in ("[{", '{"') and isinstance(truth, str):
       raise ValueError("ground_truth looks like JSON but does not parse")
-  if isinstance(decoded, Mapping):
-    decoded = [decoded]
-  if isinstance(decoded, str) and decoded:
-    return (), decoded
-  if isinstance(decoded, Sequence) and decoded and not isinstance(decoded, str):
-    return tuple(_call(entry) for entry in decoded), ""
+  if isinstance(truth, Mapping):
+    truth = [truth]
+  if isinstance(truth, str) and truth:
+    return (), truth
+  if isinstance(truth, Sequence) and truth and not isinstance(truth, str):
+    return tuple(_call(entry) for entry in truth), ""
   raise ValueError("ground_truth must be a non-empty list of calls, its JSON text, or plain text")
 
 
 def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
-  """Finds the tool schemas that a system message holds as JSON objects or lists of them."""
+  """Finds the tool schemas that a system message holds as JSON objects or lists of them.
+
+  Raises:
+    ValueError: a schema could mean two things, such as one with a key twice.
+  """
   found: list[ToolSpec] = []
   decoder = json.JSONDecoder()
   position = 0
@@ -236,10 +242,21 @@ def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
     except (ValueError, RecursionError):
       position = start + 1
       continue
-    for entry in value if isinstance(value, list) else [value]:
-      inner = entry.get("function", entry) if isinstance(entry, dict) else None
-      if isinstance(inner, dict) and isinstance(inner.get("name"), str) and "parameters" in inner:
-        found.append(ToolSpec.from_json(inner))
+    specs = [
+      ToolSpec.from_json(inner)
+      for entry in (value if isinstance(value, list) else [value])
+      if isinstance(
+        inner := entry.get("function", entry) if isinstance(entry, dict) else None, dict
+      )
+      and isinstance(inner.get("name"), str)
+      and "parameters" in inner
+    ]
+    if specs:  # other JSON in a message is only text
+      try:
+        read_json(text[start:position])
+      except ValueError as error:
+        raise ValueError(f"the tool schemas in the system message: {error}") from error
+    found += specs
   return tuple(found)
 
 
@@ -254,7 +271,7 @@ def _call(entry: Any) -> ToolCall:
   if "arguments" not in entry and (others := [key for key in entry if key not in CALL_KEYS]):
     # They are probably the arguments: a call without any would pay for leaving them out.
     raise ValueError(f'{expected}, but {entry["name"]!r} has {others[0]!r} and no "arguments"')
-  arguments = _decoded(entry.get("arguments", entry.get("parameters", {})))
+  arguments = decoded(entry.get("arguments", entry.get("parameters", {})), "arguments")
   if not isinstance(arguments, Mapping):
     raise ValueError(expected)
   return ToolCall(entry["name"], arguments)
@@ -273,13 +290,3 @@ def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 def _system_text(messages: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(str(m.get("content") or "") for m in messages if m["role"] == "system")
-
-
-def _decoded(value: Any) -> Any:
-  """JSON text as its value; anything else, and text that is not JSON, as it is."""
-  if not isinstance(value, str):
-    return value
-  try:
-    return json.loads(value)
-  except (ValueError, RecursionError):
-    return value

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "grpo_jax"
 
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
+  {"json_text"},
   {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement", "installation"},
   {"models", "text", "data", "rewards", "algorithms"},
   {
@@ -36,7 +37,18 @@ FLOORS = (
   {"training", "sweep", "replay"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-WITHOUT_JAX = {"rewards", "schema", "data", "text", "hub", "scores", "tables", "plots", "report"}
+WITHOUT_JAX = {
+  "rewards",
+  "schema",
+  "json_text",
+  "data",
+  "text",
+  "hub",
+  "scores",
+  "tables",
+  "plots",
+  "report",
+}
 WITH_FLAX = {"models", "types"}
 MAX_LINES = 320
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from grpo_jax import json_text
 from grpo_jax.data.rows import read_row, without_nulls
 from grpo_jax.schema import ToolTask
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
   import pyarrow
 
 MAX_ROW_BYTES = 16 * 2**20  # far above any prompt; a longer line is a broken file
-MAX_DEPTH = 100  # later steps recurse in Python; no schema comes near it
 SHOWN_ERRORS = 20
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -157,27 +157,24 @@ def _json_rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
   except UnicodeDecodeError as error:
     yield "", _Broken(f"not UTF-8 at byte {error.start}")
     return
-  decoder = _decoder()
-  position, line, counted = _after_space(text, 0), 1, 0
+  position, line, counted = json_text.skip_whitespace(text, 0), 1, 0
   if not text.startswith("[", position):
     yield "", _Broken("expected a JSON list of tasks, or one task a line")
     return
-  position = _after_space(text, position + 1)
+  position = json_text.skip_whitespace(text, position + 1)
   while not text.startswith("]", position):
     line, counted = line + text.count("\n", counted, position), position
-    try:
-      row, position = decoder.raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
-      yield f":{line}", _Broken(_json_problem(error))
+    found = json_text.decode_at(text, position, json_text.MAX_DATA_DEPTH)
+    yield f":{line}", _row(found)
+    if found.end == position:  # where the next task begins cannot be told
       return
-    yield f":{line}", _checked_text(row)
-    position = _after_space(text, position)
+    position = json_text.skip_whitespace(text, found.end)
     if text.startswith(",", position):
-      position = _after_space(text, position + 1)
+      position = json_text.skip_whitespace(text, position + 1)
     elif not text.startswith("]", position):
       yield f":{line}", _Broken('expected "," or "]" after this task')
       return
-  end = _after_space(text, position + 1)
+  end = json_text.skip_whitespace(text, position + 1)
   if end < len(text):
     line += text.count("\n", counted, end)
     yield f":{line}", _Broken("expected nothing after the list of tasks")
@@ -189,11 +186,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
   try:
     table = pyarrow.parquet.read_table(path)
     kind = pyarrow.struct(table.schema)
-    rows = [_json_decoded(row, kind) for row in table.to_pylist()]
+    rows = table.to_pylist()
   except (pyarrow.ArrowException, OSError, ValueError) as error:
     raise DataError([f"{path}: not a readable parquet file: {error}"]) from error
   for number, row in enumerate(rows, 1):
-    yield f":row {number}", without_nulls(row)
+    try:
+      read = without_nulls(_json_decoded(row, kind))
+    except ValueError as error:
+      read = _Broken(f"a column of JSON: {error}")
+    yield f":row {number}", read
 
 
 def _json_decoded(value: Any, kind: pyarrow.DataType) -> Any:
@@ -203,7 +204,7 @@ def _json_decoded(value: Any, kind: pyarrow.DataType) -> Any:
   if value is None:
     return None
   if isinstance(kind, pa.JsonType):
-    return json.loads(value)
+    return json_text.read_json(value)
   if pa.types.is_struct(kind):
     return {field.name: _json_decoded(value[field.name], field.type) for field in kind}
   if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -229,55 +230,12 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 def _parsed(line: bytes) -> Any:
   try:
-    return _checked_text(_decoder().decode(line.decode()))
+    return _row(json_text.decode(line.decode()))
   except UnicodeDecodeError as error:
     return _Broken(f"not UTF-8 at byte {error.start + 1} of the line")
-  except (ValueError, RecursionError) as error:
-    return _Broken(_json_problem(error))
 
 
-def _decoder() -> json.JSONDecoder:
-  return json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  read = dict(pairs)
-  if len(read) < len(pairs):
-    keys = [key for key, _ in pairs]
-    twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f"the key {twice!r} stands twice in one object")
-  return read
-
-
-def _no_constant(name: str) -> Any:
-  raise ValueError(f"{name} is no JSON number")
-
-
-def _json_problem(error: Exception) -> str:
-  if isinstance(error, json.JSONDecodeError):
-    return f"not JSON: {error.msg} at column {error.colno}; expected one task as an object"
-  if isinstance(error, RecursionError):
-    return "nested too deeply; expected one task as an object"
-  return str(error)
-
-
-def _checked_text(row: Any) -> Any:
-  """A lone surrogate is legal in JSON's escapes, but no text that can be tokenized or written."""
-  try:
-    json.dumps(row, ensure_ascii=False).encode()
-  except UnicodeEncodeError:
-    return _Broken("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
-  if _deeper(row, MAX_DEPTH):
-    return _Broken(f"nested deeper than {MAX_DEPTH}; expected one task as an object")
-  return row
-
-
-def _deeper(value: Any, levels: int) -> bool:
-  inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-  return levels < 0 or any(_deeper(entry, levels - 1) for entry in inner)
-
-
-def _after_space(text: str, position: int) -> int:
-  while position < len(text) and text[position] in " \t\r\n":
-    position += 1
-  return position
+def _row(found: json_text.Decoded) -> Any:
+  if found.error in ("bad_json", "too_deep"):
+    return _Broken(f"{found.problem}; expected one task as an object")
+  return _Broken(found.problem) if found.error else found.value

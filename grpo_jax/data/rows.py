@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_jax.json_text import decoded
 from grpo_jax.schema import ToolSpec, ToolTask
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -41,7 +42,7 @@ def read_row(row: Any) -> ToolTask:
     raise ValueError('got "functions"; expected "tools", a list of tool schemas')
   if "prompt" in row:
     contract = dict(row)
-    contract["prompt"] = _decoded_list(row["prompt"])
+    contract["prompt"] = _decoded_list(row["prompt"], "prompt")
   elif "messages" in row:
     contract = _contract_of_chat(row)
   else:
@@ -73,7 +74,7 @@ def _contract_of_chat(row: Mapping[str, Any]) -> dict[str, Any]:
         f'got "messages" and "{name}"; expected "prompt" and "reward_model", or "messages" alone, '
         "whose last answer is the ground truth"
       )
-  messages = _decoded_list(row["messages"])
+  messages = _decoded_list(row["messages"], "messages")
   if not isinstance(messages, list):
     raise ValueError(f'"messages" must be a list of messages, got {_kind(messages)}')
   spoken = [
@@ -92,7 +93,7 @@ def _contract_of_chat(row: Mapping[str, Any]) -> dict[str, Any]:
     "prompt": messages[:target],
     "tools": row.get("tools"),
     "reward_model": {"style": "rule", "ground_truth": ground_truth},
-    "extra_info": _decoded(row.get("extra_info")) or {},
+    "extra_info": decoded(row.get("extra_info"), "extra_info") or {},
     "data_source": row.get("data_source"),
   }
   if "id" in row and isinstance(contract["extra_info"], Mapping):
@@ -163,7 +164,7 @@ def _functions(calls: Any, where: str) -> list[dict[str, Any]]:
     function = function if isinstance(function, Mapping) else {}
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-      arguments = _decoded(arguments or "{}")
+      arguments = decoded(arguments or "{}", "arguments")
     if not isinstance(arguments, Mapping) or not isinstance(function.get("name"), str):
       raise ValueError(
         f'each of "tool_calls" of {where} needs a "function" with "name" and object "arguments"'
@@ -173,7 +174,7 @@ def _functions(calls: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _check_extra_info(value: Any) -> None:
-  extra = _decoded(value)
+  extra = decoded(value, "extra_info")
   if not isinstance(extra, Mapping):
     return  # absent, or ToolTask says what is wrong
   if not isinstance(extra.get("id", ""), (str, int)) or isinstance(extra.get("id"), bool):
@@ -257,19 +258,12 @@ def _check_answer(task: ToolTask) -> None:
       raise ValueError(f'"extra_info.missing" names {name!r}, an argument of no tool on offer')
 
 
-def _decoded_list(value: Any) -> Any:
+def _decoded_list(value: Any, name: str) -> Any:
   """A list that a table holds as JSON text; other text is left as it is."""
-  decoded = _decoded(value)
-  return decoded if isinstance(decoded, list) else value
-
-
-def _decoded(value: Any) -> Any:
-  if not isinstance(value, str):
+  if not isinstance(value, str) or not value.lstrip().startswith("["):
     return value
-  try:
-    return json.loads(value)
-  except (ValueError, RecursionError):
-    return value
+  read = decoded(value, name)
+  return read if isinstance(read, list) else value
 
 
 def _kind(value: Any) -> str:

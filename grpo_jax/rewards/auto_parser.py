@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from grpo_jax.rewards.json_text import Decoded, decode_at, skip_whitespace
+from grpo_jax.json_text import Decoded, decode_at, skip_whitespace
 from grpo_jax.rewards.parsed import (
   CLOSE_TAG,
   MAX_CALLS,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from grpo_jax.rewards.json_text import MAX_DEPTH, MAX_DIGITS
+from grpo_jax.json_text import MAX_DEPTH, MAX_DIGITS
 from grpo_jax.schema import ToolCall
 
 MAX_CHARS = 65_536

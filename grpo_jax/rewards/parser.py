@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from grpo_jax.json_text import WHITESPACE, decode_at, skip_whitespace
 from grpo_jax.rewards.auto_parser import parse_auto
-from grpo_jax.rewards.json_text import WHITESPACE, decode_at, skip_whitespace
 from grpo_jax.rewards.parsed import (
   CLOSE_TAG,
   MAX_CALLS,
@@ -70,7 +70,7 @@ def _parse_strict(text: str) -> ParseResult:
 
 
 def _parse_list(text: str) -> ParseResult:
-  value, end, error = decode_at(text)
+  value, end, error, _ = decode_at(text)
   if error:
     return ParseResult(error=error)
   if text[end:].strip(WHITESPACE):
@@ -86,7 +86,7 @@ def _parse_blocks(text: str) -> ParseResult:
   while position < len(text):
     if not text.startswith(OPEN_TAG, position):
       return ParseResult(error="surrounding_text")
-    value, end, error = decode_at(text, position + len(OPEN_TAG))
+    value, end, error, _ = decode_at(text, position + len(OPEN_TAG))
     if error:
       return ParseResult(error=error)
     close = skip_whitespace(text, end)

@@ -9,7 +9,7 @@ import re
 import warnings
 from typing import Any
 
-from grpo_jax.rewards.json_text import MAX_DIGITS
+from grpo_jax.json_text import MAX_DIGITS
 from grpo_jax.rewards.parsed import MAX_CALLS
 from grpo_jax.schema import ToolCall
 

@@ -70,8 +70,8 @@ def test_every_bad_line_is_named_with_its_number(tmp_path):
     7: "half of a surrogate pair",
     8: "the key 'prompt' stands twice in one object",
     9: "NaN is no JSON number",
-    10: "nested too deeply",
-    11: "Exceeds the limit",
+    10: "nested deeper than 100",
+    11: "a number of more than 64 digits",
     12: "nested deeper than 100",
   }
   assert len(errors) == len(expected)
@@ -115,6 +115,94 @@ def test_a_json_list_is_read_with_the_line_of_each_task(tmp_path):
   assert errors_of(path) == [f"{path}: expected a JSON list of tasks, or one task a line"]
   path.write_text("\n".join(GOOD))
   assert len(load_tasks(path)) == 20
+
+
+def test_a_task_of_a_json_list_that_is_read_and_refused_does_not_hide_the_next(tmp_path):
+  path = tmp_path / "data.json"
+  surrogate = GOOD[0].replace("unseen-0000", "\\ud800")
+  path.write_text(f'[\n{surrogate},\n{{"prompt": {"[" * 200 + "]" * 200}}},\n{{"prompt": 5}}\n]')
+  errors = errors_of(path)
+  assert [error.split(": ")[0] for error in errors] == [f"{path}:{line}" for line in (2, 3, 4)]
+  assert "half of a surrogate pair" in errors[0] and "nested deeper than 100" in errors[1]
+
+
+TOOL = '{"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}'
+CALL = '[{"name": "f", "arguments": {"a": "x"}}]'
+BROKEN_TEXTS = [
+  (lambda text: text.replace('"a": "x"', '"a": "\\ud800"'), "half of a surrogate pair"),
+  (lambda text: text.replace('"a": "x"', '"a": "x", "a": "y"'), "the key 'a' stands twice"),
+  (lambda text: text.replace('"a": "x"', '"a": NaN'), "NaN is no JSON number"),
+  (lambda text: text.replace('"a": "x"', '"a": 1e999'), "a number of more than 64 digits"),
+  (lambda text: text.replace('"x"', "[" * 100 + "]" * 100), "nested deeper than 100"),
+]
+
+
+def row_of(ground_truth: object = CALL, **fields: object) -> dict:
+  row = {"prompt": "x", "tools": f"[{TOOL}]", "reward_model": {"ground_truth": ground_truth}}
+  return {**row, **fields}
+
+
+@pytest.mark.parametrize(("broken", "problem"), BROKEN_TEXTS, ids=lambda x: str(x)[:8])
+@pytest.mark.parametrize("file", ["data.jsonl", "data.parquet"])
+def test_json_inside_text_is_read_as_strictly_as_the_row(tmp_path, file, broken, problem):
+  call = broken(CALL)
+  arguments = call[call.index('{"a"') : -2]
+  reward_model = json.dumps({"ground_truth": "f"})[:-1] + f', "calls": {call}}}'
+  chat = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+  user = {"role": "user", "content": "x"}
+  rows = [
+    (row_of(call), "ground_truth"),
+    (row_of([{"name": "f", "arguments": arguments}]), "arguments"),
+    (row_of(reward_model=reward_model), "reward_model"),
+    (row_of(tools=f'[{{"name": "f", "example": {arguments}}}]'), "tools"),
+    (row_of(tools=[f'{{"name": "f", "example": {arguments}}}']), "tools"),
+    (row_of(extra_info=arguments), "extra_info"),
+    (row_of(extra_info={"possible_answers": call}), "extra_info.possible_answers"),
+    (row_of(prompt=call), "prompt"),
+    ({"messages": [user, chat]}, "arguments"),
+    ({"messages": call}, "messages"),
+  ]
+  for row, name in rows:
+    path = tmp_path / file
+    if path.suffix == ".jsonl":
+      write_jsonl([row], path)
+    else:
+      pa = pytest.importorskip("pyarrow")
+      pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist([row]), path)
+    (error,) = errors_of(path)
+    assert f'"{name}" is JSON text that cannot be read: ' in error and problem in error
+
+
+@pytest.mark.parametrize(("broken", "problem"), BROKEN_TEXTS, ids=lambda x: str(x)[:8])
+def test_tools_in_a_system_message_are_read_as_strictly_as_the_row(tmp_path, broken, problem):
+  tool = broken(TOOL.replace('{"type": "string"}', '{"type": "string", "default": {"a": "x"}}'))
+  system = {"role": "system", "content": f"Your tools:\n{tool}"}
+  user = {"role": "user", "content": "x"}
+  path = lines_file(tmp_path, json.dumps({**row_of(prompt=[system, user]), "tools": None}))
+  (error,) = errors_of(path)
+  assert "the tool schemas in the system message: " in error and problem in error
+  # JSON that holds no tool is only text.
+  system["content"] = f"Such as {broken(CALL)}.\n{TOOL}"
+  write_jsonl([{**row_of(prompt=[system, user]), "tools": None}], path)
+  assert [tool.name for tool in load_tasks(path)[0].tools] == ["f"]
+
+
+def test_a_json_column_of_parquet_is_read_as_strictly_as_a_line(tmp_path):
+  pa = pytest.importorskip("pyarrow")
+  texts = ['{"ground_truth": "no"}', '{"ground_truth": "no", "ground_truth": "yes"}']
+  column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts))
+  table = pa.table({"prompt": ["x", "x"], "reward_model": column})
+  pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "data.parquet")
+  (error,) = errors_of(tmp_path / "data.parquet")
+  assert error.startswith(f"{tmp_path}/data.parquet:row 2: ")
+  assert "the key 'ground_truth' stands twice in one object" in error
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Sorry] I cannot.", '{"a": 1, "a": 2} is what?', "1e999"])
+def test_a_prompt_or_an_answer_that_is_no_json_list_stays_text(tmp_path, text):
+  path = tmp_path / "data.jsonl"
+  write_jsonl([{"prompt": text, "reward_model": {"ground_truth": "Sorry, no."}}], path)
+  assert load_tasks(path)[0].request == text
 
 
 @pytest.mark.parametrize("rows", [ROWS, NATIVE], ids=["system", "tools"])
