@@ -13,8 +13,8 @@ from grpo_jax.types import Array
 AdvantageScale = Literal["std", "none"]
 
 # Rewards that are equal on paper can differ by float noise: a spread below this is none at all. It
-# counts relative to the group's largest reward, or to 1 where that is smaller: 0.1 + 0.2 - 0.3 is as
-# noisy as the parts that it was made of. In float32 it is about eight steps.
+# counts relative to the group's largest reward, about eight steps of float32 there, or to 1 where
+# that is smaller: 0.1 + 0.2 - 0.3 is as noisy as the parts that it was made of.
 NO_SPREAD = 1e-6
 
 

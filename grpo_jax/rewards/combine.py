@@ -15,8 +15,8 @@ Normalise = Literal["none", "group", "batch"]
 NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)
 
 #: Below this standard deviation, relative to the largest total or to 1 where that is smaller, the
-#: totals of a group count as equal (as for the advantages). Float noise must not become a signal, so
-#: this is a tolerance and not `== 0`.
+#: totals of a group count as equal (as for the advantages). Float noise must not become a signal,
+#: so this is a tolerance and not `== 0`.
 EQUAL_STD = 1e-6
 
 
