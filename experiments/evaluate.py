@@ -111,7 +111,8 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The summary and the rows of an earlier evaluation."""
   scores, completions = out_paths(out)
-  rows = [json.loads(line) for line in completions.read_text(encoding="utf-8").splitlines()]
+  lines = completions.read_text(encoding="utf-8").split("\n")  # splitlines would split texts, too
+  rows = [json.loads(line) for line in lines if line]
   return json.loads(scores.read_text(encoding="utf-8")), rows
 
 

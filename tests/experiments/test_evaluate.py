@@ -54,7 +54,7 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   summary = json.loads((folder / "first.json").read_text())
   wanted = {"reward_mean", "reward_ci95", "n", "by_behavior", "by_tool", "confusion", "error_rates"}
   assert wanted <= set(summary) and summary["n"] == 8
-  rows = [json.loads(row) for row in (folder / "completions.jsonl").read_text().splitlines()]
+  rows = [json.loads(row) for row in (folder / "completions.jsonl").read_text().split("\n")[:-1]]
   assert [row["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(8)]
   assert {"id", "prompt", "completion", "reward", "error"} <= set(rows[0])
   assert str(folder / "tasks.jsonl") in first.stdout
@@ -62,7 +62,9 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   # The earlier one is read, not made again: a better "before" shows as a loss.
   (folder / "better").mkdir()
   (folder / "better" / "eval.json").write_text(json.dumps(summary))
-  write_jsonl([row | {"reward": 1.0} for row in rows], folder / "better" / "completions.jsonl")
+  # JSON allows these three inside text; Python's splitlines takes them for ends of lines.
+  better = [row | {"reward": 1.0, "completion": "one\u2028two\u2029three\x85four"} for row in rows]
+  write_jsonl(better, folder / "better" / "completions.jsonl")
   compare = f"--compare_with={folder / 'better'}"
   second = run(folder, data, f"--out={folder / 'second'}", "--limit=8", compare)
   assert second.returncode == 0, second.stderr
