@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ flags.DEFINE_integer("data_seed", 0, "seed of the synthetic data", lower_bound=0
 flags.DEFINE_string(
   "out",
   "runs/eval/latest",
-  "JSON file for the scores, or a folder for eval.json; completions.jsonl goes beside it",
+  "folder for eval.json and completions.jsonl, or NAME.json with NAME.completions.jsonl beside it",
 )
 flags.DEFINE_string("compare_with", None, "the --out of an earlier evaluation of the same tasks")
 flags.DEFINE_integer("limit", 0, "only the first so many tasks; 0: all", lower_bound=0)
@@ -80,7 +81,8 @@ def main(argv: list[str]) -> None:
 def out_paths(out: str) -> tuple[Path, Path]:
   """Where the scores and the completions of `--out` lie."""
   path = Path(out) if out.endswith(".json") else Path(out) / "eval.json"
-  return path, path.parent / "completions.jsonl"
+  own = "" if path.name == "eval.json" else f"{path.stem}."
+  return path, path.with_name(f"{own}completions.jsonl")
 
 
 def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -109,11 +111,31 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """The summary and the rows of an earlier evaluation."""
+  """The summary and the rows of an earlier evaluation.
+
+  Raises:
+    ValueError: the completions there are those of another evaluation.
+  """
   scores, completions = out_paths(out)
+  summary = json.loads(scores.read_text(encoding="utf-8"))
+  if not completions.exists():  # once, all JSON files of a folder shared one file of completions
+    completions = completions.with_name("completions.jsonl")
   lines = completions.read_text(encoding="utf-8").split("\n")  # splitlines would split texts, too
   rows = [json.loads(line) for line in lines if line]
-  return json.loads(scores.read_text(encoding="utf-8")), rows
+  if not belong_together(summary, rows):
+    raise ValueError(f"{completions} does not hold the completions of {scores}: evaluate again")
+  return summary, rows
+
+
+def belong_together(summary: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+  """Whether as many rows, with the same mean reward and length, were summed up."""
+  if not {"n", "samples", "reward_mean", "completion_tokens"} <= summary.keys():
+    return False  # some other JSON file
+  if not rows or len(rows) != summary["n"] * summary["samples"]:
+    return False
+  mean = lambda name: math.fsum(row[name] for row in rows) / len(rows)
+  same = lambda name, found: math.isclose(summary[name], found, rel_tol=1e-9, abs_tol=1e-9)
+  return same("reward_mean", mean("reward")) and same("completion_tokens", mean("tokens"))
 
 
 if __name__ == "__main__":

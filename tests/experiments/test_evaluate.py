@@ -47,6 +47,10 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
   return subprocess.run(command, capture_output=True, text=True)
 
 
+def read_rows(path: Path) -> list[dict]:
+  return [json.loads(row) for row in path.read_text().split("\n")[:-1]]
+
+
 def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folder):
   data = f"--data={folder / 'tasks.jsonl'}"
   first = run(folder, data, f"--out={folder / 'first.json'}", "--limit=8")
@@ -54,14 +58,14 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   summary = json.loads((folder / "first.json").read_text())
   wanted = {"reward_mean", "reward_ci95", "n", "by_behavior", "by_tool", "confusion", "error_rates"}
   assert wanted <= set(summary) and summary["n"] == 8
-  rows = [json.loads(row) for row in (folder / "completions.jsonl").read_text().split("\n")[:-1]]
+  rows = read_rows(folder / "first.completions.jsonl")
   assert [row["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(8)]
   assert {"id", "prompt", "completion", "reward", "error"} <= set(rows[0])
   assert str(folder / "tasks.jsonl") in first.stdout
 
   # The earlier one is read, not made again: a better "before" shows as a loss.
   (folder / "better").mkdir()
-  (folder / "better" / "eval.json").write_text(json.dumps(summary))
+  (folder / "better" / "eval.json").write_text(json.dumps(summary | {"reward_mean": 1.0}))
   # JSON allows these three inside text; Python's splitlines takes them for ends of lines.
   better = [row | {"reward": 1.0, "completion": "one\u2028two\u2029three\x85four"} for row in rows]
   write_jsonl(better, folder / "better" / "completions.jsonl")
@@ -74,6 +78,50 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
 
   other = run(folder, data, f"--out={folder / 'third'}", compare)
   assert other.returncode != 0 and "not of the same tasks" in other.stderr
+
+
+READ = """
+import runpy, sys
+read = runpy.run_path(sys.argv[1])["read_evaluation"]
+for out in sys.argv[2:]:
+  try:
+    print(len(read(out)[1]))
+  except ValueError as error:
+    print(error)
+"""
+
+
+def test_two_evaluations_in_one_folder_keep_their_own_completions(folder):
+  data = f"--data={folder / 'tasks.jsonl'}"
+  for name, limit in (("a.json", 4), ("b.json", 6)):
+    assert run(folder, data, f"--out={folder / 'both' / name}", f"--limit={limit}").returncode == 0
+  mine = (folder / "both" / "a.json").read_text()
+  rows = read_rows(folder / "both" / "a.completions.jsonl")
+  outs, said = [folder / "both" / "a.json", folder / "both" / "b.json"], ["4", "6"]
+
+  def kept(name: str, completions: str, rows: list[dict], summary: str = mine) -> Path:
+    """An evaluation in a folder of its own."""
+    path = folder / f"kept{len(outs)}" / name
+    write_jsonl(rows, path.parent / completions)
+    path.write_text(summary)
+    return path
+
+  outs.append(kept("eval.json", "completions.jsonl", rows).parent)
+  outs.append(kept("eval.json", "completions.jsonl", rows))  # the same said in another way
+  outs.append(kept("a.json", "completions.jsonl", rows))  # as JSON files shared them before
+  said += ["4", "4", "4"]
+  for other, summary in (
+    (read_rows(folder / "both" / "b.completions.jsonl"), mine),
+    ([row | {"reward": 0.75} for row in rows], mine),
+    ([row | {"tokens": 1} for row in rows], mine),
+    (rows, '{"some": "other file"}'),
+  ):
+    outs.append(kept("a.json", "completions.jsonl", other, summary))
+    completions = outs[-1].parent / "completions.jsonl"
+    said.append(f"{completions} does not hold the completions of {outs[-1]}: evaluate again")
+  command = [sys.executable, "-c", READ, str(SCRIPT), *map(str, outs)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_script_refuses_what_it_cannot_read_in_one_sentence(folder):
