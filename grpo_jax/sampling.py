@@ -40,8 +40,9 @@ class SamplingConfig:
     group_size: G, candidates a prompt.
     max_tokens: T, the most tokens of a completion.
     temperature: logits are divided by it; 0 takes the likeliest token.
-    top_k: keep this many likeliest tokens; 0 keeps all.
-    top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
+    top_k: keep this many likeliest tokens, of equally likely ones the lowest ids; 0 keeps all.
+    top_p: keep the fewest likeliest tokens that together reach this probability, of equally likely
+      ones the lowest ids; 1 keeps all.
     min_p: keep tokens at least this likely relative to the likeliest; 0 keeps all.
     stop_ids: tokens that end a completion (and belong to it).
     pad_id: what is written after the end.
@@ -171,18 +172,29 @@ def filtered_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
   Filters apply in that order, each to what the one before it left (as transformers does).
   """
   if 0 < cfg.top_k < logits.shape[-1]:
-    weakest = lax.top_k(logits, cfg.top_k)[0][..., -1:]
-    logits = jnp.where(logits < weakest, -jnp.inf, logits)
+    logits = _cut(logits, lax.top_k(logits, cfg.top_k)[0], True)
   if cfg.top_p < 1:
     ordered = jnp.sort(logits, axis=-1)[..., ::-1]
     chance = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(chance, axis=-1) - chance  # a token stays while those above it fall short
-    weakest = jnp.min(jnp.where(before < cfg.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits < weakest, -jnp.inf, logits)
+    logits = _cut(logits, ordered, before < cfg.top_p)
   if cfg.min_p > 0:
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(cfg.min_p)
     logits = jnp.where(logits < floor, -jnp.inf, logits)
   return logits
+
+
+def _cut(logits: jax.Array, likeliest: jax.Array, stays: jax.Array | bool) -> jax.Array:
+  """Leaves as many of the logits [.., V] as of the `likeliest` [.., K] stay, and those.
+
+  Of tokens with the weakest logit that stays, the lowest ids are left: logits that were computed in
+  bfloat16 are often equal, and all of them would be more than were asked for.
+  """
+  weakest = jnp.min(jnp.where(stays, likeliest, jnp.inf), axis=-1, keepdims=True)
+  room = jnp.sum(stays & (likeliest == weakest), axis=-1, keepdims=True)
+  tied = logits == weakest
+  beyond = tied & (jnp.cumsum(tied, axis=-1) > room)
+  return jnp.where((logits < weakest) | beyond, -jnp.inf, logits)
 
 
 def invert_cdf(chance: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -89,6 +89,19 @@ def test_filters_equal_an_independent_calculation(name):
     assert ((wanted > 0).sum(-1) == 1).all()
 
 
+@pytest.mark.parametrize("name", ["top_k", "top_p", "top_p_of_one_token", "all"])
+def test_of_equal_tokens_the_first_are_kept_and_no_more(name):
+  cfg = FILTERS[name]
+  logits = np.random.default_rng(0).integers(-2, 3, (20, V)).astype(np.float32)  # many are equal
+  logits[0] = 0.0
+  logits[1] = np.where(np.arange(V) % 2, 0.0, -0.0)
+  wanted = np.stack([kept_by_hand(row, cfg) for row in logits])
+  found = jax.jit(filtered_logits, static_argnums=1)(logits / cfg.temperature, cfg)
+  np.testing.assert_array_equal(np.isfinite(found), wanted > 0)
+  if name == "top_k":
+    assert np.flatnonzero(np.isfinite(found[0])).tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["plain", "cold", "all"])
 def test_draws_have_the_frequencies_of_the_distribution(name):
   cfg = FILTERS[name]
