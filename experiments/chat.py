@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import jsonschema
 import numpy as np
 from absl import app, flags
+from referencing import Registry
 
 from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.data.prompts import STYLES, system_message
+from grpo_jax.json_text import read_json
 from grpo_jax.models import (
   DecoderConfig,
   Params,
@@ -108,12 +110,21 @@ def text_pieces(tokenizer: Any, tokens: Iterator[int], stop_ids: Sequence[int]) 
 
 
 def faults_of(call: ToolCall, tools: Sequence[ToolSpec]) -> list[str]:
-  """What is wrong with a call by its tool's schema; empty when it is valid."""
+  """What is wrong with a call by its tool's schema; empty when it is valid.
+
+  Raises:
+    ValueError: the schema refers to what is not in it (nothing is fetched), or cannot be used.
+  """
   spec = next((tool for tool in tools if tool.name == call.name), None)
   if spec is None:
     return [f"there is no tool {call.name!r}"]
-  validator = jsonschema.Draft202012Validator(dict(spec.parameters))
-  found = [error.message for error in validator.iter_errors(dict(call.arguments))]
+  # An empty registry: jsonschema's own would fetch what a schema refers to.
+  validator = jsonschema.Draft202012Validator(dict(spec.parameters), registry=Registry())
+  try:
+    found = [error.message for error in validator.iter_errors(dict(call.arguments))]
+  except Exception as error:  # by what it refers to: nothing, itself, or what is no schema
+    reason = str(error).partition(" within {")[0]
+    raise ValueError(f"the schema of {call.name} cannot be used: {reason}") from error
   unknown = [name for name in call.arguments if spec.properties and name not in spec.properties]
   return found + [f"{name!r} is not an argument of {call.name}" for name in unknown]
 
@@ -130,10 +141,12 @@ def verdict(answer: str, tools: Sequence[ToolSpec], mode: ParseMode) -> list[str
     arguments = ", ".join(
       f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items()
     )
-    faults = faults_of(call, tools)
-    lines.append(
-      f"{call.name}({arguments})  {'invalid: ' + '; '.join(faults) if faults else 'valid'}"
-    )
+    try:
+      faults = faults_of(call, tools)
+      judged = f"invalid: {'; '.join(faults)}" if faults else "valid"
+    except ValueError as error:
+      judged = f"not checked: {error}"
+    lines.append(f"{call.name}({arguments})  {judged}")
   return lines
 
 
@@ -142,7 +155,7 @@ def read_tools(path: str | None) -> list[ToolSpec]:
   if path is None:
     return []
   try:
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    value = read_json(Path(path).read_text(encoding="utf-8"))
     value = value.get("tools") if isinstance(value, dict) else value
     if not isinstance(value, list):
       raise ValueError("expected a JSON list of tool schemas")

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -122,6 +124,7 @@ BAD_TOOLS = {
   '{"a": 1}': "expected a JSON list",
   '[{"description": "x"}]': '"name"',
   '[{"name": "f", "parameters": {"type": "nonsense"}}]': "nonsense",
+  '[{"name": "f", "name": "g", "parameters": {}}]': "the key 'name' stands twice",
 }
 
 
@@ -161,6 +164,56 @@ def test_a_conversation_can_be_started_over(model, parts):
     "\n" + first + "\n"
   )  # the second answer saw the first turn, this one did not
   assert not rest.startswith(first)
+
+
+VERDICT = """
+import json, runpy, sys
+from grpo_jax.schema import ToolSpec
+verdict = runpy.run_path(sys.argv[1])["verdict"]
+for parameters in json.loads(sys.argv[2]):
+  tool = ToolSpec.from_json({"name": "f", "parameters": parameters})
+  print(json.dumps(verdict('[{"name": "f", "arguments": {"a": "x"}}]', [tool], "strict")))
+"""
+
+
+def test_a_schema_that_cannot_be_used_is_said_and_nothing_is_fetched():
+  asked = []
+
+  class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+      asked.append(self.path)
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(b'{"type": "string"}')
+
+    def log_message(self, format, *args):
+      return
+
+  server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  remote = f"http://127.0.0.1:{server.server_port}/schema.json"
+  cases = [
+    ({"$ref": "#/$defs/none"}, "PointerToNowhere: '/$defs/none' does not exist"),
+    ({"$ref": remote}, f"Unresolvable: {remote}"),
+    ({"$dynamicRef": remote}, f"Unresolvable: {remote}"),
+    ({"$id": remote, "$ref": "other.json"}, "Unresolvable: other.json"),
+    ({"$ref": "#/properties/a"}, "maximum recursion depth exceeded"),
+    ({"$ref": "#/type"}, "'str' object has no attribute"),
+    ({"$ref": "#/$defs/text"}, None),
+  ]
+  schemas = [
+    {"type": "object", "properties": {"a": schema}, "$defs": {"text": {"type": "string"}}}
+    for schema, _ in cases
+  ]
+  done = _run("-c", VERDICT, SCRIPT, json.dumps(schemas))
+  server.shutdown()
+  server.server_close()
+  assert done.returncode == 0, done.stderr
+  assert not asked
+  for line, (_, wanted) in zip(done.stdout.splitlines(), cases, strict=True):
+    (said,) = json.loads(line)
+    judged = f"not checked: the schema of f cannot be used: {wanted}" if wanted else "valid"
+    assert said.startswith(f'f(a="x")  {judged}'), said
 
 
 @pytest.mark.parametrize("content", BAD_TOOLS)
