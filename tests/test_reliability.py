@@ -341,3 +341,23 @@ def test_a_read_only_folder_is_one_sentence(settings, tmp_path):
   done = subprocess.run(arguments, capture_output=True, text=True)
   last = done.stderr.strip().splitlines()[-1]
   assert done.returncode == 1 and last.startswith("train_grpo: ") and "Not a directory" in last
+
+
+def test_a_reward_with_half_a_surrogate_pair_costs_its_completions_and_not_the_run(
+  settings, tmp_path
+):
+  path = tmp_path / "half.py"
+  path.write_text(
+    "from grpo_jax.rewards import RewardBreakdown\n"
+    "def half(completion, task):\n"
+    "  if len(completion) % 2: raise ValueError('half \\ud800 of it')\n"
+    "  return RewardBreakdown(0.5, 'half \\udfff', {'\\udfff': 1.0})\n"
+  )
+  folder = train(
+    dataclasses.replace(settings, run_dir=str(tmp_path / "run"), reward=f"{path}:half", steps=2)
+  )
+  said = (folder / "first_reward_failure.txt").read_text(encoding="utf-8")
+  assert "ValueError: half ? of it" in said
+  rows = (folder / "rollouts" / "step_000000.jsonl").read_text(encoding="utf-8").splitlines()
+  errors = {error for row in rows for error in json.loads(row)["errors"]}
+  assert errors == {"reward_error", "half ?"}

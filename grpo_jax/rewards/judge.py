@@ -224,7 +224,8 @@ class JudgeReward(InProcess):
       content = reply.choices[0].message.content or ""
       score = read_score(content)
     except Exception:  # whatever the network, the server or the judge did, the run goes on
-      return traceback.format_exc()
+      # What a server says may hold half a surrogate pair, which no file can hold.
+      return traceback.format_exc().encode("utf-8", "replace").decode()
     if cached is not None:
       with suppress(OSError):  # a full disk costs the next run a request, not this run its life
         _write_whole(cached, content)

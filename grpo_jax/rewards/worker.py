@@ -137,12 +137,12 @@ def serve(connection: Connection, path: str, name: str, time_limit: float) -> No
   try:
     function = load_function(path, name)
   except NotFound as missing:
-    connection.send_bytes(json.dumps({"failed": str(missing)}).encode())
+    _send(connection, {"failed": str(missing)})
     return
   except BaseException:
-    connection.send_bytes(json.dumps({"failed": traceback.format_exc()}).encode())
+    _send(connection, {"failed": traceback.format_exc()})
     return
-  connection.send_bytes(json.dumps({"ready": True}).encode())
+  _send(connection, {"ready": True})
   while True:
     try:
       completion, task = connection.recv()
@@ -156,7 +156,12 @@ def serve(connection: Connection, path: str, name: str, time_limit: float) -> No
     except BaseException:  # sys.exit() in a reward must not end the worker either
       answer = {"failed": traceback.format_exc()[-_MAX_TEXT:], "code": "reward_error"}
     signal.setitimer(signal.ITIMER_REAL, 0.0)
-    connection.send_bytes(json.dumps(answer).encode())
+    _send(connection, answer)
+
+
+def _send(connection: Connection, answer: Mapping[str, Any]) -> None:
+  """Sends an answer; half a surrogate pair, which no file can hold, becomes a question mark."""
+  connection.send_bytes(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def main(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from grpo_jax.schema import ToolTask
 ROWS = generate(0, "unseen", 20)
 NATIVE = generate(0, "unseen", 20, style="tools")
 GOOD = [json.dumps(row) for row in ROWS]
+HALF = '[{"name": "f", "arguments": {"a": "\\ud800"}}]'  # whole only until it is decoded
 
 
 def lines_file(tmp_path: Path, *lines: str | bytes) -> Path:
@@ -60,6 +61,7 @@ def test_every_bad_line_is_named_with_its_number(tmp_path):
     "[" * 100_000,
     '{"prompt": "a", "reward_model": {"ground_truth": ' + "9" * 5000 + "}}",
     '{"prompt": "a", "tools": ' + "[" * 900 + "]" * 900 + "}",
+    json.dumps({"prompt": "a", "reward_model": {"ground_truth": HALF}}),
   )
   errors = errors_of(path)
   expected = {
@@ -73,6 +75,7 @@ def test_every_bad_line_is_named_with_its_number(tmp_path):
     10: "nested deeper than 100",
     11: "a number of more than 64 digits",
     12: "nested deeper than 100",
+    13: "half of a surrogate pair",
   }
   assert len(errors) == len(expected)
   for error, (line, problem) in zip(errors, expected.items(), strict=True):

@@ -110,6 +110,29 @@ def test_breakdowns_come_back_whole_and_without_jax(nasty):
   assert [one.shown for one in plain] == ["execute", "clarify", "refuse"]
 
 
+HALF = """
+from grpo_jax.rewards import RewardBreakdown
+
+def half(completion, task):
+  if completion == "raise": raise ValueError("half \\ud800 of it")
+  return RewardBreakdown(0.5, "\\udc80", {"\\ud800": 1.0}, ("\\ud801",), "other", "\\udfff")
+"""
+
+
+def test_half_a_surrogate_pair_arrives_as_text_that_a_file_can_hold(tmp_path):
+  path = tmp_path / "half.py"
+  path.write_text(HALF)
+  with load_reward(f"{path}:half", QUICK) as reward:
+    raised, told = reward.score_batch(["raise", "tell"], [TASK] * 2)
+    assert raised.detail == "ValueError: half ? of it"
+    assert "half ? of it" in reward.first_traceback
+  assert (told.error, told.parts, told.detail) == ("?", {"?": 1.0}, "?")
+  assert told.wrong_arguments == ("?",)
+  path.write_text('raise OSError("\\ud800")')
+  with pytest.raises(ValueError, match=r"OSError: \?"):
+    load_reward(f"{path}:half", QUICK)
+
+
 def test_closing_ends_the_processes(nasty):
   with load_reward(nasty, QUICK) as reward:
     pid = int(reward.score_batch(["pid"], [TASK])[0].total)

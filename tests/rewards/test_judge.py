@@ -37,8 +37,8 @@ class Endpoint:
   Attributes:
     url: for the client.
     requests: the bodies received.
-    replies: what to do instead, by answer text: a status code, a reply text, seconds to wait, or
-      `trickle` to send a space every tenth of a second for ten.
+    replies: what to do instead, by answer text: a status code, a reply text, seconds to wait, the
+      body of an error, or `trickle` to send a space every tenth of a second for ten.
   """
 
   def __init__(self) -> None:
@@ -58,6 +58,12 @@ class Endpoint:
           time.sleep(special)
         if isinstance(special, int):
           self.send_error(special)
+          return
+        if isinstance(special, bytes):
+          self.send_response(400)
+          self.send_header("Content-Length", str(len(special)))
+          self.end_headers()
+          self.wfile.write(special)
           return
         if special == "trickle":
           self.send_response(200)
@@ -159,6 +165,17 @@ def test_a_failed_judge_falls_back_to_the_rule_and_is_counted(endpoint, reply, t
     assert reward.failures() == {"judge_error": 1}
     assert "Error" in reward.first_traceback
   assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+  "reply", [b'{"error": {"message": "half \\ud800 of it"}}', "half \ud800 of it"]
+)
+def test_half_a_surrogate_pair_of_a_judge_is_kept_as_text_that_a_file_can_hold(endpoint, reply):
+  endpoint.replies["Which city?"] = reply
+  with judge(endpoint) as reward:
+    assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 1.0
+    reward.first_traceback.encode()
+    assert "half" in reward.first_traceback and "of it" in reward.first_traceback
 
 
 def test_a_request_that_fails_once_is_tried_again(endpoint):
