@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from grpo_jax import hosts
 from grpo_jax.tables import Row, as_text
 from grpo_jax.tracking import read_metrics
 
@@ -46,7 +47,7 @@ def profiled_steps(steps: Iterable[int], run_dir: Path, count: int) -> Iterator[
     for step in _take(steps, count):
       traced.append(step)
       yield step
-  if traced:
+  if traced and hosts.is_first():  # which is the one that writes the metrics
     rows = {row["step"]: row for row in read_metrics(run_dir / "metrics.jsonl")}
     table = phase_table([rows[step] for step in traced])
     (folder / "seconds.txt").write_text(table + "\n", encoding="utf-8")

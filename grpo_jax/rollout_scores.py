@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grpo_jax import hosts
-from grpo_jax.rewards import Reward, RewardBreakdown
+from grpo_jax.rewards import CombinedReward, Reward, RewardBreakdown
 from grpo_jax.schema import ToolTask
 from grpo_jax.types import Rollout
 
 
 def score_rollout(
   drawn: Rollout, tasks: Sequence[ToolTask], reward: Reward, decode: Callable[[list[int]], str]
-) -> tuple[list[str], list[RewardBreakdown], dict[str, float]]:
+) -> tuple[list[str], list[RewardBreakdown], dict[str, float], str]:
   """Scores every completion of a step.
 
   Args:
@@ -27,8 +27,8 @@ def score_rollout(
     decode: from a completion's token ids to its text.
 
   Returns:
-    P * G texts and breakdowns, group after group, and as metrics how many could not be scored, by
-    code; on every host those of all hosts.
+    P * G texts and breakdowns, group after group; as metrics how many could not be scored, by code;
+    and what the first failure so far said, or the empty string. On every host those of all hosts.
   """
   group = drawn.tokens.shape[1]
   texts = [
@@ -38,18 +38,25 @@ def score_rollout(
   ]
   own = hosts.share(len(texts))
   before = Counter(reward.failures())
-  found = reward.score_batch(texts[own], [task for task in tasks for _ in range(group)][own])
+  # Normalisation looks at the whole batch, of which this host has a share.
+  plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
+  found = plain.score_batch(texts[own], [task for task in tasks for _ in range(group)][own])
   failed = Counter(reward.failures()) - before
   codes = {code: failed[code] for code in reward.failures()}
-  told = hosts.gather_text(json.dumps([[dataclasses.asdict(b) for b in found], codes]))
+  said = reward.first_traceback
+  told = hosts.gather_text(json.dumps([[dataclasses.asdict(b) for b in found], codes, said]))
   if len(told) > 1:
     parts = [json.loads(text) for text in told]
-    found = [_breakdown(values) for scored, _ in parts for values in scored]
+    found = [_breakdown(values) for scored, _, _ in parts for values in scored]
     codes = {}
-    for _, counts in parts:
+    for _, counts, _ in parts:
       codes = {code: codes.get(code, 0) + counts.get(code, 0) for code in codes | counts}
+    said = next((text for _, _, text in parts if text), "")
+  if isinstance(reward, CombinedReward):
+    found = reward.standardised(found)
   metrics: dict[str, float] = {"rewards/failures": sum(codes.values())}
-  return texts, found, metrics | {f"rewards/failures/{code}": n for code, n in codes.items()}
+  metrics |= {f"rewards/failures/{code}": n for code, n in codes.items()}
+  return texts, found, metrics, said
 
 
 def reached_limit(drawn: Rollout, limit: int, stop_ids: Sequence[int]) -> np.ndarray:

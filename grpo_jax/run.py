@@ -216,17 +216,17 @@ class Run:
   def _decode_and_score(
     self, drawn: Rollout, tasks: Sequence[ToolTask], reward: Reward
   ) -> tuple[list[str], list[RewardBreakdown], dict[str, float], np.ndarray]:
-    """What `score_rollout` returns, and the rewards [P, G] float32."""
-    texts, found, failures = score_rollout(drawn, tasks, reward, self._decode)
-    self._show_failure(reward)
+    """Texts, breakdowns and failures of `score_rollout`, and the rewards [P, G] float32."""
+    texts, found, failures, said = score_rollout(drawn, tasks, reward, self._decode)
+    self._show_failure(said)
     totals = np.asarray([breakdown.total for breakdown in found], np.float32)
     return texts, found, failures, totals.reshape(drawn.tokens.shape[:2])
 
-  def _show_failure(self, reward: Reward) -> None:
-    """Logs the first failure of a reward, and keeps its traceback in the run folder."""
-    if sum(reward.failures().values()) and not self._traceback_shown:
-      log.warning("a reward failed: %s\n%s", dict(reward.failures()), reward.first_traceback)
-      write_text(self.dir / "first_reward_failure.txt", reward.first_traceback)
+  def _show_failure(self, said: str) -> None:
+    """Logs what the first failure of a reward said, and keeps it in the run folder."""
+    if said and not self._traceback_shown and hosts.is_first():
+      log.warning("a reward failed:\n%s", said)
+      write_text(self.dir / "first_reward_failure.txt", said)
       self._traceback_shown = True
 
   def assemble(self, trained: Params) -> Params:

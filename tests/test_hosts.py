@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import host_scores
 import numpy as np
 import pytest
 from small_run import command, small_run
@@ -35,15 +37,20 @@ def environment(devices: int) -> dict[str, str]:
   return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "64"}
 
 
-def start_pair(settings, run_dir: Path, steps: int, *more: str) -> list[subprocess.Popen]:
+def free_port() -> int:
   with socket.socket() as found:
     found.bind(("localhost", 0))
-    port = found.getsockname()[1]
+    return found.getsockname()[1]
+
+
+def start_pair(settings, run_dir: Path, steps: int, *more: str) -> list[subprocess.Popen]:
+  port = free_port()
   hosts = lambda i: (f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}")
   return [
     subprocess.Popen(
       command(settings, run_dir, steps, *MORE, *more, *hosts(i)),
-      env=environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env=environment(4) | {"HOST": str(i)},
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     for i in range(2)
   ]  # fmt: skip
@@ -98,6 +105,38 @@ def test_two_hosts_give_the_metrics_of_one(settings, alone, tmp_path):
   assert_equal_runs(alone, tmp_path / "run")
 
 
+def test_two_hosts_score_as_one_and_both_know_of_the_others_failure(tmp_path):
+  file, port, pair = tmp_path / "mine.py", free_port(), []
+  file.write_text(host_scores.REWARD)
+  for i in range(2):
+    (tmp_path / str(i)).mkdir()
+    arguments = [f"localhost:{port}", str(i), str(file), str(tmp_path / str(i))]
+    pair.append(
+      subprocess.Popen(
+        [sys.executable, host_scores.__file__, *arguments],
+        env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      )
+    )  # fmt: skip
+  try:
+    said = [process.communicate(timeout=120) for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  assert [process.returncode for process in pair] == [0, 0], "\n".join(e[-3000:] for _, e in said)
+  first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+  assert first == second
+  for normalise, found in first.items():
+    alone = json.loads(json.dumps(host_scores.scores(str(file), normalise)))
+    assert found == alone, normalise
+    breakdowns, failures, traceback = found
+    assert failures == {"rewards/failures": 1, "rewards/failures/length/reward_error": 1}
+    assert "ValueError: too long" in traceback and len(breakdowns) == 9
+    mean = np.mean([breakdown["total"] for breakdown in breakdowns])
+    assert (abs(mean) < 1e-12) == (normalise != "none")
+  assert (tmp_path / "0" / "profile" / "seconds.txt").exists()
+  assert not (tmp_path / "1" / "profile" / "seconds.txt").exists()
+
+
 def wait_for_steps(folder: Path, pair: list[subprocess.Popen], steps: int) -> None:
   deadline = time.monotonic() + 240
   while len(whole_lines(folder / "metrics.jsonl")) < steps:
@@ -105,9 +144,20 @@ def wait_for_steps(folder: Path, pair: list[subprocess.Popen], steps: int) -> No
     time.sleep(0.02)
 
 
+SECOND_FAILS = """
+import os
+
+def second_fails(completion, task):
+  if os.environ["HOST"] == "1": raise ValueError("on the second host")
+  return len(completion) % 3
+"""
+
+
 def test_a_signal_to_one_host_stops_both_at_the_same_step(settings, tmp_path):
-  folder = tmp_path / "run"
-  pair = start_pair(settings, folder, 10_000, "--checkpoint_every=5000")
+  folder, file = tmp_path / "run", tmp_path / "mine.py"
+  file.write_text(SECOND_FAILS)
+  reward = f"--reward={file}:second_fails"
+  pair = start_pair(settings, folder, 10_000, "--checkpoint_every=5000", reward)
   try:
     wait_for_steps(folder, pair, 3)
     pair[1].send_signal(signal.SIGTERM)
@@ -116,6 +166,10 @@ def test_a_signal_to_one_host_stops_both_at_the_same_step(settings, tmp_path):
   assert [process.returncode for process in pair] == [EXIT_STOPPED] * 2, said[0][-3000:]
   with Checkpoints(folder, read_only=True) as checkpoints:
     assert checkpoints.newest_good() == len(whole_lines(folder / "metrics.jsonl"))
+  # What failed on the second host only is told and kept by the first, which writes every file.
+  assert "ValueError: on the second host" in (folder / "first_reward_failure.txt").read_text()
+  assert "ValueError: on the second host" in said[0]
+  assert "ValueError: on the second host" not in said[1]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -120,17 +120,29 @@ class CombinedReward(InProcess):
   ) -> list[RewardBreakdown]:
     """Scores every completion with every reward."""
     columns = [reward.score_batch(completions, tasks) for reward in self.rewards]
-    scaled = [
-      normalised([found.total for found in column], self._normalise, self._group_size)
-      for column in columns
+    return self.standardised([self._combine(found) for found in zip(*columns, strict=True)])
+
+  def standardised(self, found: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
+    """A whole batch of `unnormalised` breakdowns, with the totals that normalisation gives them.
+
+    Hosts that score a share each put the shares together before this: means are the batch's.
+    """
+    if self._normalise == "none":
+      return list(found)
+    columns = [
+      normalised([one.parts[reward.name] for one in found], self._normalise, self._group_size)
+      for reward in self.rewards
     ]
     return [
-      self._combine([column[row] for column in columns], [totals[row] for totals in scaled])
-      for row in range(len(completions))
+      dataclasses.replace(one, total=self._weighted(totals))
+      for one, *totals in zip(found, *columns, strict=True)
     ]
 
-  def _combine(self, found: Sequence[RewardBreakdown], totals: Sequence[float]) -> RewardBreakdown:
-    total = math.fsum(weight * value for weight, value in zip(self.weights, totals, strict=True))
+  def _weighted(self, totals: Sequence[float]) -> float:
+    return math.fsum(weight * value for weight, value in zip(self.weights, totals, strict=True))
+
+  def _combine(self, found: Sequence[RewardBreakdown]) -> RewardBreakdown:
+    total = self._weighted([one.total for one in found])
     parts: dict[str, float] = {}
     for reward, one in zip(self.rewards, found, strict=True):
       parts[reward.name] = one.total
