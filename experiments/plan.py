@@ -29,7 +29,7 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, LoraConfig, Remat, config_named
 from grpo_jax.models.lora import TARGETS
 from grpo_jax.optimizers import Optimizer
-from grpo_jax.planner import Job, Plan, describe, make_plan, parse_topology, plan_mesh
+from grpo_jax.planner import Job, Plan, describe, gpu_share, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.report import as_record
 from grpo_jax.planner.table import plan_rows
 from grpo_jax.sampling import SamplingConfig
@@ -82,7 +82,7 @@ SHARED = (
 
 def settings() -> list[dict[str, Any]]:
   """All flags of each plan: every combination of a model, what is trained, and a machine."""
-  shared = {name: FLAGS[name].value for name in SHARED}
+  shared = {name: FLAGS[name].value for name in SHARED} | {"gpu_share": gpu_share()}
   return [
     {"model": model, "lora_rank": rank, "topology": topology, **shared}
     for model in FLAGS.model

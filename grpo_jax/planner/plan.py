@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,9 +27,10 @@ from grpo_jax.planner.job import Job, trace_learn, trace_sample
 from grpo_jax.planner.topology import Topology
 
 # Of a chip's memory, what programs can have: libtpu keeps 0.25 GiB of v5e's 16 for itself, and
-# JAX on GPUs takes three quarters unless told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# JAX on GPUs takes three quarters unless told otherwise.
 TPU_RESERVED_BYTES = 1 << 28
-GPU_SHARE = 0.92
+GPU_SHARE = 0.75
+GPU_SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new, old
 SHALLOW = (2, 4)
 
 
@@ -140,7 +143,25 @@ def usable_bytes(topology: Topology) -> float:
   chip = topology.chip
   if chip.platform == "tpu":
     return chip.per_device(chip.hbm_bytes) - TPU_RESERVED_BYTES
-  return GPU_SHARE * chip.hbm_bytes
+  return gpu_share() * chip.hbm_bytes
+
+
+def gpu_share() -> float:
+  """The share of a GPU's memory that JAX takes, as the environment tells it.
+
+  Raises:
+    ValueError: the environment says something else than a positive number.
+  """
+  for name in GPU_SHARE_VARIABLES:
+    if told := os.environ.get(name):
+      try:
+        share = float(told)
+      except ValueError:
+        share = math.nan
+      if not 0 < share < math.inf:
+        raise ValueError(f"{name}={told}: expected a positive number, the share that JAX takes")
+      return share
+  return GPU_SHARE
 
 
 def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[str, Phase]:

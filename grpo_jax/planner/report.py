@@ -74,6 +74,11 @@ def _heading(plan: Plan) -> str:
     f"{chip.per_device(chip.hbm_bandwidth) / 1e9:.0f} GB/s to memory, "
     f"{chip.per_device(chip.link_bandwidth) / 1e9:.0f} GB/s to others ({chip.source})",
   ]
+  if chip.platform == "gpu":
+    lines.append(
+      f"JAX takes {plan.limit / chip.hbm_bytes:.0%} of a GPU's memory (set "
+      "XLA_CLIENT_MEM_FRACTION, here and in training, to change it)"
+    )
   if plan.sample is None:
     lines.append("memory and messages are arithmetic: without such a device nothing is compiled")
   return "\n".join(lines)

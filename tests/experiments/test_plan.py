@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 CONFIG = DecoderConfig(512, 128, 192, 2, 4, 2, 32)
 
 
-def plans(*flags: str) -> subprocess.CompletedProcess[str]:
+def plans(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
   command = [sys.executable, str(ROOT / "experiments" / "plan.py"), *flags]
-  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
   return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -38,6 +38,10 @@ def test_plans_of_all_combinations_are_a_table_and_are_kept(tmp_path):
   # Other flags are other plans.
   again = plans(*shape, "--topology=h100:8", "--lora_rank=0,4", "--remat=layers")
   assert again.stderr.count(": planning") == 2, again.stderr
+  # So are those for another share of a GPU's memory.
+  share = plans(*shape, "--topology=h100:8", "--lora_rank=0,4", "--remat=layers",
+                XLA_CLIENT_MEM_FRACTION="0.9")  # fmt: skip
+  assert share.stderr.count(": planning") == 2, share.stderr
 
 
 def test_what_is_wrong_with_one_plan_is_said_before_any_work():

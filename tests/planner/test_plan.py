@@ -115,9 +115,27 @@ def test_larger_batches_that_fit_are_found():
   assert plan.fits and plan.step_seconds > 0
   # With the memory just used there is room for what is there and no more.
   tight = dataclasses.replace(
-    H100, chip=dataclasses.replace(H100.chip, hbm_bytes=int(plan.sampling_bytes / 0.92) + 1)
+    H100, chip=dataclasses.replace(H100.chip, hbm_bytes=int(plan.sampling_bytes / 0.75) + 1)
   )
   assert make_plan(job(), tight).largest[0] == 16
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_a_gpu_has_what_jax_takes_of_it(monkeypatch, name):
+  def limit() -> float:
+    plan = make_plan(job(), H100, largest=False)
+    assert f"JAX takes {plan.limit / 80e9:.0%} of a GPU's memory" in describe(plan)
+    return plan.limit
+
+  for other in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    monkeypatch.delenv(other, raising=False)
+  assert limit() == 0.75 * 80e9
+  monkeypatch.setenv(name, "0.9")
+  assert limit() == 0.9 * 80e9
+  for wrong in ("most", "0", "-1", "nan"):
+    monkeypatch.setenv(name, wrong)
+    with pytest.raises(ValueError, match=f"{name}={wrong}: expected a positive number"):
+      limit()
 
 
 def test_the_report_says_what_does_not_fit():
