@@ -18,10 +18,12 @@ def open_weights(folder: Path) -> dict[str, TensorFile]:
   if single.is_file():
     paths = [single]
   elif index.is_file():
+    found = read_json(index)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+      raise ValueError(f'{index} has no "weight_map" from tensors to the names of files')
     # Names only: an index must not lead out of its folder.
-    paths = [
-      folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))
-    ]
+    paths = [folder / Path(name).name for name in sorted(set(places.values()))]
   else:
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
@@ -89,5 +91,5 @@ def read_json(path: Path) -> Any:
   """
   try:
     return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON: {error}") from None

@@ -8,9 +8,11 @@ whole tensors, either of which counts against host memory when a large checkpoin
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -48,22 +50,31 @@ class TensorFile:
         raise ValueError(f"{path} is not a whole safetensors file; fetch it again")
       try:
         header = json.loads(file.read(length))
-      except ValueError:
+      except (ValueError, RecursionError):
         raise ValueError(f"{path} is not a safetensors file: its header is not JSON") from None
+    if not isinstance(header, dict):
+      raise ValueError(f"{path} is not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+      if fault := _fault(entry):
+        raise ValueError(f"{path} is damaged: {name} {fault}")
+    end = 0
+    # As in the format's own reader, tensors share no byte and leave none out.
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+      start, stop = entry["data_offsets"]
+      if start != end:
+        raise ValueError(
+          f"{path} is damaged: {name} begins at byte {start} of the data, expected {end}"
+        )
+      end = stop
+    whole = 8 + length + end
+    if size < whole:
+      raise ValueError(f"{path} is cut short: {size:,} bytes of {whole:,}; fetch it again")
+    if size > whole:
+      raise ValueError(f"{path} is damaged: {size - whole:,} bytes after its last tensor")
     self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     self.dtypes = {name: entry["dtype"] for name, entry in header.items()}
-    for name, entry in header.items():
-      start, end = entry["data_offsets"]
-      wanted = DTYPES.get(entry["dtype"])
-      if wanted and end - start != int(np.prod(entry["shape"], dtype=np.int64)) * wanted.itemsize:
-        raise ValueError(f"{path} is damaged: {name} does not take up what its shape needs")
     self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size < 8 + length + end:
-      raise ValueError(
-        f"{path} is cut short: {size:,} bytes of {8 + length + end:,}; fetch it again"
-      )
 
   def rows(self, name: str, start: int, stop: int) -> np.ndarray:
     """Reads a range of a tensor's first axis and nothing else; shape [stop - start, ...]."""
@@ -72,6 +83,26 @@ class TensorFile:
     offset = self._starts[name] + start * width * dtype.itemsize
     flat = np.fromfile(self.path, dtype, (stop - start) * width, offset=offset)
     return flat.reshape(stop - start, *shape[1:])
+
+
+def _fault(entry: Any) -> str:
+  """What is wrong with a tensor's entry in a header, or the empty string."""
+  if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+    return "is no object with dtype, shape and data_offsets"
+  dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+  counts = lambda value: (
+    isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+  )
+  if not isinstance(dtype, str):
+    return f"has the dtype {dtype!r:.100}, expected text"
+  if not counts(shape):
+    return f"has the shape {shape!r:.100}, expected a list of sizes"
+  if not counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    return f"has the data_offsets {offsets!r:.100}, expected its begin and its end"
+  wanted = DTYPES.get(dtype)
+  if wanted and offsets[1] - offsets[0] != math.prod(shape) * wanted.itemsize:
+    return "does not take up what its shape needs"
+  return ""
 
 
 def write_tensors(

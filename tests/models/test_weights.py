@@ -198,6 +198,16 @@ def test_a_missing_shard_is_named(folder):
     load_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+  "index", [b"{", b"[" * 100_000, b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": []}}']
+)
+def test_a_malformed_index_is_refused_with_the_name_of_the_file(folder, index):
+  (folder / "model.safetensors").unlink()
+  (folder / "model.safetensors.index.json").write_bytes(index)
+  with pytest.raises(ValueError, match=r"index\.json (is not JSON|has no \"weight_map\")"):
+    load_pretrained(folder)
+
+
 @pytest.mark.parametrize("end", [-1, 100, 3])
 def test_a_file_that_is_cut_short_is_refused(folder, end):
   path = folder / "model.safetensors"
