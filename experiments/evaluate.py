@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.rewards import load_reward
 from grpo_jax.run import read_tasks
+from grpo_jax.run_config import check_date, recorded_date
 from grpo_jax.scores import compare
 from grpo_jax.tables import as_text, gain_rows, score_rows
 from grpo_jax.text import load_tokenizer, stop_token_ids
@@ -44,6 +46,11 @@ flags.DEFINE_integer("limit", 0, "only the first so many tasks; 0: all", lower_b
 flags.DEFINE_string("reward", "tiered", "a built-in reward, file.py:function, or a weighted list")
 flags.DEFINE_integer("max_prompt_tokens", 1024, "a longer prompt is an error", lower_bound=1)
 flags.DEFINE_integer("max_completion_tokens", 96, "completions are cut here", lower_bound=1)
+flags.DEFINE_string(
+  "template_date",
+  None,
+  "day that templates with a date show, YYYY-MM-DD; default: that of the model's run, or today",
+)
 flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
 flags.DEFINE_integer("samples", 1, "completions a task; above 1 with a temperature", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the samples and of the bootstrap intervals", lower_bound=0)
@@ -87,6 +94,7 @@ def out_paths(out: str) -> tuple[Path, Path]:
 
 def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The summary, and one row a completion."""
+  date = template_date()
   tasks = read_tasks(FLAGS.data, FLAGS.data_seed)[: FLAGS.limit or None]
   with load_reward(FLAGS.reward) as reward:
     tokenizer = load_tokenizer(FLAGS.model)
@@ -94,7 +102,7 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
     if FLAGS.adapter:
       params = attach(params, *load_adapters(FLAGS.adapter, config))
-    return evaluate(
+    summary, rows = evaluate(
       config,
       params,
       tokenizer,
@@ -107,7 +115,17 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
       samples=FLAGS.samples,
       seed=FLAGS.seed,
       batch_prompts=FLAGS.batch_prompts,
+      date=date,
     )
+    return summary | {"template_date": date}, rows
+
+
+def template_date() -> str:
+  """The day that templates show: as told, else as in the run that made the model, else today."""
+  if FLAGS.template_date:
+    return check_date(FLAGS.template_date)
+  made = Path(FLAGS.adapter or FLAGS.model).parent  # a run folder holds model/ and adapter/
+  return recorded_date(made) or datetime.date.today().isoformat()
 
 
 def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

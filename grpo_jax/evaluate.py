@@ -30,6 +30,7 @@ def evaluate(
   samples: int = 1,
   seed: int = 0,
   batch_prompts: int = 32,
+  date: str = "",
   between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Generates and scores answers to every task; nothing is skipped.
@@ -47,6 +48,7 @@ def evaluate(
     samples: completions per task; more than one needs a temperature above 0.
     seed: of the samples and of the bootstrap.
     batch_prompts: prompts generated at a time; changes nothing but time and memory.
+    date: that templates show, see `render`.
     between: called before each of these batches; may raise.
 
   Returns:
@@ -67,7 +69,7 @@ def evaluate(
     )
   if samples > 1 and temperature == 0:
     raise ValueError(f"{samples} samples at temperature 0 are all the same; use one, or sample")
-  prompts = [render(tokenizer, task) for task in tasks]
+  prompts = [render(tokenizer, task, date=date) for task in tasks]
   longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
   if len(prompts[longest]) > max_prompt_tokens:
     over = sum(len(prompt) > max_prompt_tokens for prompt in prompts)

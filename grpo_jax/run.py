@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 import logging
@@ -36,7 +37,7 @@ from grpo_jax.programs import (
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
-from grpo_jax.run_config import RunConfig, changed_settings, run_record
+from grpo_jax.run_config import RunConfig, changed_settings, recorded_date, run_record
 from grpo_jax.run_folder import whole_lines, write_text
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
@@ -57,6 +58,7 @@ class Run:
   """What stays the same over a run: model, data, optimizer, mesh and compiled functions."""
 
   def __init__(self, config: RunConfig) -> None:
+    config = dataclasses.replace(config, template_date=_template_date(config))
     self.config = config
     self.dir = Path(config.run_dir)
     self.mesh = make_mesh(config.mesh)
@@ -72,7 +74,7 @@ class Run:
       name: read_tasks(source, config.data_seed)[: config.eval_limit or None]
       for name, source in config.eval_data
     }
-    self.prompts = [render(self.tokenizer, task) for task in self.tasks]
+    self.prompts = [self._render(task) for task in self.tasks]
     self._check_lengths()
     sources = {"train": self.tasks, **self.held_out}
     self.record = run_record(config, {name: data_sha256(t) for name, t in sources.items()})
@@ -240,11 +242,14 @@ class Run:
     placed = state_shardings(self.policy, self.mesh, jax.eval_shape(draw, key))
     return jax.jit(draw, out_shardings=placed)(key)
 
+  def _render(self, task: ToolTask) -> list[int]:
+    return render(self.tokenizer, task, date=self.config.template_date)
+
   def _check_lengths(self) -> None:
     """Shows what each split holds, and refuses prompts over the limit before any work."""
     limit = self.config.max_prompt_tokens
     for split, tasks in {"train": self.tasks, **self.held_out}.items():
-      prompts = self.prompts if split == "train" else [render(self.tokenizer, t) for t in tasks]
+      prompts = self.prompts if split == "train" else [self._render(task) for task in tasks]
       lengths = [len(prompt) for prompt in prompts]
       log.info("%s\n%s", split, data_summary(tasks, lengths, limit))
       if min(lengths) > limit:
@@ -279,6 +284,13 @@ class Run:
     if hosts.is_first():
       self.dir.mkdir(parents=True, exist_ok=True)
       write_text(path, json.dumps(self.record, indent=2) + "\n")
+
+
+def _template_date(config: RunConfig) -> str:
+  """The day that templates show: as it is set, else as the run began with it, else today."""
+  told = config.template_date or recorded_date(config.run_dir)
+  day = datetime.date.fromisoformat(told) if told else datetime.date.today()
+  return datetime.date.fromordinal(hosts.from_first(day.toordinal())).isoformat()
 
 
 def read_tasks(source: str, seed: int) -> list[ToolTask]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
@@ -50,6 +52,8 @@ class RunConfig:
     steps: GRPO steps.
     prompts_per_step: P, prompts a step; times the group size gives the completions.
     max_prompt_tokens: a longer prompt is an error.
+    template_date: the day, as YYYY-MM-DD, that chat templates with a date show; empty takes that of
+      the run's first day, which the record keeps.
     lora_rank: rank of the adapters that are trained on the frozen model; 0 trains the whole model.
     lora_alpha: the adapters' product is scaled by this over the rank.
     lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
@@ -89,6 +93,7 @@ class RunConfig:
   steps: int = 100
   prompts_per_step: int = 8
   max_prompt_tokens: int = 1024
+  template_date: str = ""
   lora_rank: int = 0
   lora_alpha: float = 32.0
   lora_targets: str = "q,k,v,o,gate,up,down"
@@ -144,6 +149,8 @@ class RunConfig:
         f"--micro_batch_prompts={self.grpo.micro_batch_prompts} does not divide the {minibatch} "
         "prompts of an optimizer step (--prompts_per_step / --minibatches)"
       )
+    if self.template_date:
+      check_date(self.template_date)
     parse_mesh(self.mesh)
     for split, _ in self.eval_data:
       if not SPLIT_NAME.fullmatch(split):
@@ -180,6 +187,26 @@ class RunConfig:
       f"; {self.grpo.inner_updates * self.grpo.minibatches} optimizer step(s) on each batch, "
       f"{micro} prompts ({micro * group} completions) in a backward pass"
     )
+
+
+def check_date(date: str) -> str:
+  """Returns the value of `--template_date`, or raises where it is no day as YYYY-MM-DD."""
+  try:
+    right = datetime.date.fromisoformat(date).isoformat() == date
+  except ValueError:
+    right = False
+  if not right:
+    raise ValueError(f"--template_date={date} must be a day as YYYY-MM-DD")
+  return date
+
+
+def recorded_date(run_dir: str | Path) -> str:
+  """The day that templates show in the run of a folder; empty where its record says none."""
+  try:
+    date = json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))["template_date"]
+  except (OSError, ValueError, KeyError, TypeError):  # no run, or one that is refused elsewhere
+    return ""
+  return check_date(str(date)) if date else ""
 
 
 def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, Any]:

@@ -200,5 +200,6 @@ def _evaluated(
     max_completion_tokens=run.grpo.sampling.max_tokens,
     stop_ids=run.stop_ids,
     seed=run.config.seed,
+    date=run.config.template_date,
     between=between,
   )

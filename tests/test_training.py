@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from small_run import STEPS, assert_same_run, small_run, without_times
 
 from grpo_jax import training
 from grpo_jax.models import load_pretrained
+from grpo_jax.replay import replay
+from grpo_jax.text import load_tokenizer
 from grpo_jax.tracking import read_metrics
 from grpo_jax.training import train
 
@@ -147,3 +151,33 @@ def test_prompts_over_the_limit_are_counted(settings, tmp_path):
     ValueError, match=rf"1 of 5 prompts of train are longer .* has {lengths[-1]} tokens\)"
   ):
     training.Run(config)
+
+
+def test_a_run_keeps_the_date_of_its_first_day(settings, tmp_path):
+  model, folder = tmp_path / "model", tmp_path / "run"
+  shutil.copytree(settings.model, model)
+  tokenizer = load_tokenizer(model)
+  dated = "{{- strftime_now('%d %b %Y') -}}" + tokenizer.chat_template
+  tokenizer.chat_template = dated
+  tokenizer.save_pretrained(model)
+  # As if it had begun on that day; resuming says nothing of a date.
+  config = dataclasses.replace(
+    settings, run_dir=str(folder), model=str(model), steps=2, template_date="2023-12-24"
+  )
+  train(config)
+  train(dataclasses.replace(config, steps=STEPS, template_date=""))
+  assert json.loads((folder / "config.json").read_text())["template_date"] == "2023-12-24"
+  assert len(read_metrics(folder / "metrics.jsonl")) == STEPS
+  for when in ("base", "final"):
+    rows = (folder / "eval" / f"{when}_held_out.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["prompt"].startswith("24 Dec 2023") for row in rows)
+  assert all(replay(folder, STEPS - 1).equal.values())
+  # The model goes on to show the day.
+  assert load_tokenizer(folder / "model").chat_template == dated
+  with pytest.raises(ValueError, match=r'template_date \("2023-12-24" then, "2023-12-25" now\)'):
+    train(dataclasses.replace(config, template_date="2023-12-25"))
+
+
+def test_a_run_records_the_day_on_which_it_begins(whole):
+  recorded = json.loads((whole / "config.json").read_text())["template_date"]
+  assert datetime.date.fromisoformat(recorded) <= datetime.date.today()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.data.synthetic import generate
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+from grpo_jax.text import load_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "evaluate.py"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -129,3 +131,25 @@ def test_script_refuses_what_it_cannot_read_in_one_sentence(folder):
   assert done.returncode != 0
   assert "evaluate: " in done.stderr and "tasks.jsonl" in done.stderr
   assert "Traceback" not in done.stderr and not (folder / "none").exists()
+
+
+def test_the_date_of_a_template_is_that_of_the_models_run(folder, tmp_path):
+  shutil.copytree(folder / "model", tmp_path / "model")
+  tokenizer = load_tokenizer(folder / "model")
+  tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}|" + TEMPLATE
+  tokenizer.save_pretrained(tmp_path / "model")
+  shown = {}
+  for date, flags in (
+    ("2023-12-24", ["--template_date=2023-12-24"]),
+    ("2022-02-03", []),
+  ):
+    if not flags:
+      (tmp_path / "config.json").write_text(json.dumps({"template_date": date}))
+    out = tmp_path / date
+    done = run(tmp_path, f"--data={folder / 'tasks.jsonl'}", f"--out={out}", "--limit=1", *flags)
+    assert done.returncode == 0, done.stderr
+    shown[date] = json.loads((out / "completions.jsonl").read_text())["prompt"].split("|")[0]
+    assert json.loads((out / "eval.json").read_text())["template_date"] == date
+  assert shown == {"2023-12-24": "24 Dec 2023", "2022-02-03": "03 Feb 2022"}
+  done = run(tmp_path, f"--data={folder / 'tasks.jsonl'}", "--template_date=today")
+  assert done.returncode == 1 and "--template_date=today must be a day as" in done.stderr

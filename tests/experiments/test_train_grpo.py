@@ -23,6 +23,8 @@ CONTRADICTIONS = {
   "--lora_rank=4 --lora_targets=q,head": "lora_targets=q,head; expected some of q,k,v,o,gate,up",
   "--lora_rank=4 --lora_alpha=0": "lora_alpha=0; expected both to be positive",
   "--lora_rank=-1": "--lora_rank=-1 must not be negative",
+  "--template_date=24.12.2023": "--template_date=24.12.2023 must be a day as YYYY-MM-DD",
+  "--template_date=20231224": "--template_date=20231224 must be a day as YYYY-MM-DD",
   "--eval_data=held_out.jsonl": "--eval_data=held_out.jsonl must be NAME=FILE",
 }
 # Starting Python and JAX takes seconds: one process tries all the flags in turn.
@@ -58,7 +60,7 @@ GIVEN = (
   "--eval_every=5 --resume=never --track=tensorboard,mlflow --advantage=none --aggregation=token "
   "--warmup_steps=1 --weight_decay=0.1 --clip_norm=2 --keep_checkpoints=3 --eval_limit=8 "
   "--data_seed=4 --parse=auto --remat=dots --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
-  "--optimizer=adafactor"
+  "--optimizer=adafactor --template_date=2023-12-24"
 )
 PRESET = "--run_dir=runs/b --preset=tiny --group_size=4"
 

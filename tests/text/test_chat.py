@@ -1,7 +1,8 @@
-"""Templates with and without tools, and templates that refuse."""
+"""Templates with and without tools, with a date, and templates that refuse."""
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -132,3 +133,46 @@ def test_messages_are_not_changed(tokenizer):
   messages = [dict(SYSTEM), dict(USER)]
   render(tokenizer, _task(messages))
   assert messages == [SYSTEM, USER]
+
+
+# As in Llama 3.1 and 3.2, where a caller may give the text; as in gpt-oss, inside a macro.
+DATED = {
+  "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+  '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}'
+  "{%- set date_string = '26 Jul 2020' %}{%- endif %}{%- endif %}{{ date_string }}|": (
+    "24 Dec 2023|"
+  ),
+  "{%- macro opening() %}Today: {{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ opening() }}|": (
+    "Today: 2023-12-24|"
+  ),
+  "\n  {{ strftime_now('%A, %-d %B, week %V, 100%% at %H:%M') }}|": (
+    "\n  Sunday, 24 December, week 51, 100% at 00:00|"
+  ),
+}
+
+
+@pytest.mark.parametrize("template", DATED)
+def test_a_template_shows_the_day_that_it_is_given(tokenizer, template):
+  tokenizer.chat_template = template + PLAIN
+  task = _task([USER], native=False)
+  text = DATED[template] + "[user]Time?[assistant]"
+  assert render_text(tokenizer, task, date="2023-12-24") == text
+  assert tokenizer.decode(render(tokenizer, task, date="2023-12-24")) == text
+  assert tokenizer.chat_template == template + PLAIN  # it is saved with the model
+
+
+@pytest.mark.parametrize(
+  "format", ["%d %b %Y", "%a %A %b %B %-d %-m %j %y %D %F %x %G-W%V-%u %%d %e"]
+)
+def test_of_today_a_template_shows_what_transformers_shows(tokenizer, format):
+  tokenizer.chat_template = f"{{{{ strftime_now('{format}') }}}}" + PLAIN
+  today = lambda: datetime.date.today().isoformat()
+  day, plain = today(), render_messages(tokenizer, [USER])
+  assert render_messages(tokenizer, [USER], date=day) == plain or today() != day
+
+
+def test_a_date_changes_nothing_where_the_template_shows_none(tokenizer):
+  for template in (WITH_TOOLS, {"default": PLAIN, "tool_use": WITH_TOOLS}):
+    tokenizer.chat_template = template
+    task = _task([SYSTEM, USER])
+    assert render(tokenizer, task, date="2023-12-24") == render(tokenizer, task)
