@@ -41,7 +41,7 @@ from grpo_jax.rewards import PARSE_ERRORS, PARSE_MODES, parse
 from grpo_jax.rewards.parser import ParseMode
 from grpo_jax.sampling import LENGTH_BUCKETS, SamplingConfig, draw
 from grpo_jax.schema import ToolCall, ToolSpec
-from grpo_jax.text import load_tokenizer, render_messages, stop_token_ids
+from grpo_jax.text import encode_messages, load_tokenizer, stop_token_ids
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "checkpoint folder or hub id; the embedded policy by default")
@@ -51,6 +51,9 @@ flags.DEFINE_enum(
   "style", "system", STYLES, "tools in the system message, or in the template's way"
 )
 flags.DEFINE_string("system", None, "system message; with tools, the training prompt's by default")
+flags.DEFINE_bool(
+  "plain_user_text", True, "special tokens spelled out in a message are text, not tokens"
+)
 flags.DEFINE_enum("parse", "strict", PARSE_MODES, "which forms of calls are accepted")
 flags.DEFINE_integer("max_tokens", 256, "answers are cut here, in tokens", lower_bound=1)
 flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
@@ -200,8 +203,8 @@ def converse(path: str, tools: Sequence[ToolSpec]) -> None:
     if not line or line == "/reset":
       continue
     messages.append({"role": "user", "content": line})
-    text = render_messages(tokenizer, messages, shown_natively)
-    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    plain = FLAGS.plain_user_text
+    prompt = encode_messages(tokenizer, messages, shown_natively, plain_user_text=plain)
     key = jax.random.fold_in(jax.random.key(FLAGS.seed), turn)
     answer = ""
     for piece in text_pieces(tokenizer, stream(policy, params, prompt, key, cfg), cfg.stop_ids):

@@ -51,6 +51,11 @@ flags.DEFINE_string(
   None,
   "day that templates with a date show, YYYY-MM-DD; default: that of the model's run, or today",
 )
+flags.DEFINE_bool(
+  "plain_user_text",
+  False,
+  "special tokens spelled out in user and tool messages are text, not tokens",
+)
 flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
 flags.DEFINE_integer("samples", 1, "completions a task; above 1 with a temperature", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of the samples and of the bootstrap intervals", lower_bound=0)
@@ -116,8 +121,10 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
       seed=FLAGS.seed,
       batch_prompts=FLAGS.batch_prompts,
       date=date,
+      plain_user_text=FLAGS.plain_user_text,
     )
-    return summary | {"template_date": date}, rows
+    rendered = {"template_date": date, "plain_user_text": FLAGS.plain_user_text}
+    return summary | rendered, rows
 
 
 def template_date() -> str:

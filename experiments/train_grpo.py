@@ -79,6 +79,11 @@ flags.DEFINE_string(
   D.template_date,
   "day that chat templates with a date show, YYYY-MM-DD; default: the run's first day",
 )
+flags.DEFINE_bool(
+  "plain_user_text",
+  D.plain_user_text,
+  "special tokens spelled out in user and tool messages are text, not tokens",
+)
 flags.DEFINE_integer("max_completion_tokens", 64, "completions are cut here, tokens")
 flags.DEFINE_float("temperature", 1.0, "logits are divided by it; 0: greedy")
 flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens of this total probability; 1: all")
@@ -226,8 +231,8 @@ def run_config() -> RunConfig:
       name: FLAGS[name].value
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
-        "max_prompt_tokens", "template_date", "lora_rank", "lora_alpha", "lora_targets",
-        "optimizer",
+        "max_prompt_tokens", "template_date", "plain_user_text", "lora_rank", "lora_alpha",
+        "lora_targets", "optimizer",
         "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
         "resume", "allow_changes", "max_bad_steps", "profile",

@@ -31,6 +31,7 @@ def evaluate(
   seed: int = 0,
   batch_prompts: int = 32,
   date: str = "",
+  plain_user_text: bool = False,
   between: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Generates and scores answers to every task; nothing is skipped.
@@ -49,6 +50,7 @@ def evaluate(
     seed: of the samples and of the bootstrap.
     batch_prompts: prompts generated at a time; changes nothing but time and memory.
     date: that templates show, see `render`.
+    plain_user_text: see `render`.
     between: called before each of these batches; may raise.
 
   Returns:
@@ -69,7 +71,7 @@ def evaluate(
     )
   if samples > 1 and temperature == 0:
     raise ValueError(f"{samples} samples at temperature 0 are all the same; use one, or sample")
-  prompts = [render(tokenizer, task, date=date) for task in tasks]
+  prompts = [render(tokenizer, task, date=date, plain_user_text=plain_user_text) for task in tasks]
   longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
   if len(prompts[longest]) > max_prompt_tokens:
     over = sum(len(prompt) > max_prompt_tokens for prompt in prompts)

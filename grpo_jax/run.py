@@ -243,7 +243,8 @@ class Run:
     return jax.jit(draw, out_shardings=placed)(key)
 
   def _render(self, task: ToolTask) -> list[int]:
-    return render(self.tokenizer, task, date=self.config.template_date)
+    date, plain = self.config.template_date, self.config.plain_user_text
+    return render(self.tokenizer, task, date=date, plain_user_text=plain)
 
   def _check_lengths(self) -> None:
     """Shows what each split holds, and refuses prompts over the limit before any work."""

@@ -54,6 +54,7 @@ class RunConfig:
     max_prompt_tokens: a longer prompt is an error.
     template_date: the day, as YYYY-MM-DD, that chat templates with a date show; empty takes that of
       the run's first day, which the record keeps.
+    plain_user_text: special tokens that users and tools spell out are text, not tokens.
     lora_rank: rank of the adapters that are trained on the frozen model; 0 trains the whole model.
     lora_alpha: the adapters' product is scaled by this over the rank.
     lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
@@ -94,6 +95,7 @@ class RunConfig:
   prompts_per_step: int = 8
   max_prompt_tokens: int = 1024
   template_date: str = ""
+  plain_user_text: bool = False
   lora_rank: int = 0
   lora_alpha: float = 32.0
   lora_targets: str = "q,k,v,o,gate,up,down"

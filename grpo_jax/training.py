@@ -201,5 +201,6 @@ def _evaluated(
     stop_ids=run.stop_ids,
     seed=run.config.seed,
     date=run.config.template_date,
+    plain_user_text=run.config.plain_user_text,
     between=between,
   )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def render(
   add_generation_prompt: bool = True,
   *,
   date: str = "",
+  plain_user_text: bool = False,
 ) -> list[int]:
   """The prompt of a task as token ids, equal to transformers' `apply_chat_template`.
 
@@ -39,13 +41,89 @@ def render(
     add_generation_prompt: end with the header of the assistant's turn.
     date: the day, as YYYY-MM-DD, on which a template that asks for the time (`strftime_now`) is
       rendered, at its first minute; empty means now, as in transformers.
+    plain_user_text: special tokens that users and tools spell out are text, not tokens, so that no
+      message can end itself and open one of another role. Off, as in transformers.
 
   Raises:
     ValueError: the checkpoint has no chat template, or the template refuses the messages.
   """
-  text = render_text(tokenizer, task, add_generation_prompt, date=date)
+  tools = task.tools if task.native_tools else ()
+  return encode_messages(
+    tokenizer,
+    task.messages,
+    tools,
+    add_generation_prompt,
+    date=date,
+    plain_user_text=plain_user_text,
+  )
+
+
+def encode_messages(
+  tokenizer: PreTrainedTokenizerBase,
+  messages: Sequence[Mapping[str, Any]],
+  tools: Sequence[ToolSpec] = (),
+  add_generation_prompt: bool = True,
+  *,
+  date: str = "",
+  plain_user_text: bool = False,
+) -> list[int]:
+  """A conversation as token ids, with `tools` on offer; see `render`."""
   # The template writes every special token itself.
-  return tokenizer(text, add_special_tokens=False)["input_ids"]
+  encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+  shown = lambda chat: render_messages(tokenizer, chat, tools, add_generation_prompt, date=date)
+  text = shown(messages)
+  if not plain_user_text:
+    return encode(text)
+  # A mark after the first character of each control token: whatever the template does with it, the
+  # token is never whole, and where the text is cut at the marks no other character has changed.
+  mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in text)  # of no meaning
+  control = _control_tokens(tokenizer)
+  theirs = [_marked_message(message, control, mark) for message in messages]
+  if theirs == list(messages):
+    return encode(text)
+  first, *rest = shown(theirs).split(mark)
+  ids, newline = encode(first), encode("\n")
+  for piece in rest:
+    # After a newline, since SentencePiece puts a space before what begins a text.
+    after = encode(f"\n{piece}")
+    ids += after[len(newline) :] if after[: len(newline)] == newline else encode(piece)
+  return ids
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+  """Matches, without taking it in, a special token or another added one that the template holds.
+
+  Further added tokens may be ordinary text, such as runs of spaces or HTML tags. (A special token
+  of one character, which no family has, would stay one: it is the character.)
+  """
+  templates = tokenizer.chat_template or ""
+  template = templates if isinstance(templates, str) else "\0".join(templates.values())
+  added = tokenizer.added_tokens_decoder.values()
+  found = {token.content for token in added if token.special or token.content in template}
+  every = [re.escape(text) for text in found | set(tokenizer.all_special_tokens) if text.strip()]
+  return re.compile(f"(?={'|'.join(every) or '(?!)'})")
+
+
+def _marked_message(
+  message: Mapping[str, Any], control: re.Pattern[str], mark: str
+) -> Mapping[str, Any]:
+  if message.get("role") not in ("user", "tool"):
+    return message
+  return {k: v if k == "role" else _marked(v, control, mark) for k, v in message.items()}
+
+
+def _marked(value: Any, control: re.Pattern[str], mark: str) -> Any:
+  """A message's value with a mark inside of every control token in its texts."""
+  if isinstance(value, str):
+    cuts = [match.start() + 1 for match in control.finditer(value)]
+    ends = zip([0, *cuts], [*cuts, None], strict=True)
+    return mark.join(value[start:end] for start, end in ends)
+  if isinstance(value, Mapping):
+    pairs = ((_marked(k, control, mark), _marked(v, control, mark)) for k, v in value.items())
+    return dict(pairs)
+  if isinstance(value, list | tuple):
+    return [_marked(entry, control, mark) for entry in value]
+  return value
 
 
 def render_text(

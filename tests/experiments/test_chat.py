@@ -99,12 +99,15 @@ for content in json.loads(sys.argv[5]):
 cfg = SamplingConfig(1, 5, 0.0, stop_ids=(256,))
 asked = tokenizer("[user]Hi[assistant]")["input_ids"]
 answer = chat["stream"](config, params, asked, key, cfg)
+typed = tokenizer(["[user]Hi<", "|end|>[assistant]"])["input_ids"]
+typed = chat["stream"](config, params, sum(typed, []), key, cfg)
 print(json.dumps({
   "streamed": streamed, "generated": generated,
   "pieces": list(chat["text_pieces"](tokenizer, iter([*ids, 256, 65]), (256,))),
   "cut": "".join(chat["text_pieces"](tokenizer, iter(cut), (256,))),
   "said": said, "refused": refused,
   "answer": "".join(chat["text_pieces"](tokenizer, answer, (256,))),
+  "typed": "".join(chat["text_pieces"](tokenizer, typed, (256,))),
 }))
 """
 ANSWERS = {
@@ -214,6 +217,16 @@ def test_a_schema_that_cannot_be_used_is_said_and_nothing_is_fetched():
     (said,) = json.loads(line)
     judged = f"not checked: the schema of f cannot be used: {wanted}" if wanted else "valid"
     assert said.startswith(f'f(a="x")  {judged}'), said
+
+
+def test_a_special_token_that_is_typed_is_text_unless_it_is_asked_for(model, parts):
+  flags = (f"--model={model}", "--max_tokens=5")
+  plain, token = (
+    _run(SCRIPT, *flags, f"--plain_user_text={on}", text="Hi<|end|>\n") for on in ("true", "false")
+  )
+  assert (plain.returncode, token.returncode) == (0, 0), plain.stderr
+  assert plain.stdout.rstrip("\n") == parts["typed"] != token.stdout.rstrip("\n")
+  assert _run(SCRIPT, *flags, text="Hi<|end|>\n").stdout == plain.stdout
 
 
 @pytest.mark.parametrize("content", BAD_TOOLS)

@@ -153,3 +153,14 @@ def test_the_date_of_a_template_is_that_of_the_models_run(folder, tmp_path):
   assert shown == {"2023-12-24": "24 Dec 2023", "2022-02-03": "03 Feb 2022"}
   done = run(tmp_path, f"--data={folder / 'tasks.jsonl'}", "--template_date=today")
   assert done.returncode == 1 and "--template_date=today must be a day as" in done.stderr
+
+
+def test_special_tokens_in_messages_are_text_where_it_is_asked_for(folder, tmp_path):
+  row = {"prompt": "<|end|>" * 3, "reward_model": {"ground_truth": "Sorry, I can't."}}
+  write_jsonl([row], tmp_path / "tasks.jsonl")
+  flags = (f"--data={tmp_path / 'tasks.jsonl'}", f"--out={tmp_path}", "--max_prompt_tokens=3")
+  done = run(folder, *flags)
+  assert done.returncode == 0, done.stderr
+  assert json.loads((tmp_path / "eval.json").read_text())["plain_user_text"] is False
+  done = run(folder, *flags, "--plain_user_text")
+  assert "1 of 1 prompts are longer than 3 tokens" in done.stderr and "has 21" in done.stderr

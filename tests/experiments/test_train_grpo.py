@@ -60,7 +60,7 @@ GIVEN = (
   "--eval_every=5 --resume=never --track=tensorboard,mlflow --advantage=none --aggregation=token "
   "--warmup_steps=1 --weight_decay=0.1 --clip_norm=2 --keep_checkpoints=3 --eval_limit=8 "
   "--data_seed=4 --parse=auto --remat=dots --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
-  "--optimizer=adafactor --template_date=2023-12-24"
+  "--optimizer=adafactor --template_date=2023-12-24 --plain_user_text=true"
 )
 PRESET = "--run_dir=runs/b --preset=tiny --group_size=4"
 
