@@ -61,7 +61,9 @@ flags.DEFINE_string("json", None, "where the figures go; default: below runs/ben
 flags.DEFINE_alias("out", "json")
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   try:
     if unknown := set(FLAGS.compare) - set(PEERS):
       raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")

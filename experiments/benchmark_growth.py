@@ -50,7 +50,9 @@ flags.DEFINE_string("json", "runs/benchmark/growth.json", "the points so far")
 flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   try:
     axes = {name: [int(value) for value in FLAGS[name].value or ()] for name in AXES}
     along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))

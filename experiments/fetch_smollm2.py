@@ -163,8 +163,10 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
   """Fetches, checks and converts."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   try:
     from gguf import GGUFReader
   except ImportError:

@@ -172,7 +172,9 @@ def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatc
     yield ready.get()
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
   words = corpus_words()

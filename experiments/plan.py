@@ -147,7 +147,9 @@ def plan_all(several: list[dict[str, Any]], folder: Path | None) -> list[dict[st
   return records
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   path = Path(FLAGS.json) if FLAGS.json else None
   try:
     several = settings()

@@ -19,7 +19,9 @@ flags.DEFINE_string("run", None, "the run folder", required=True)
 flags.DEFINE_integer("step", None, "the step to do again, from 0", required=True, lower_bound=0)
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   try:
     found = replay(FLAGS.run, FLAGS.step)
   except (ValueError, OSError) as error:

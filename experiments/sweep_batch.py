@@ -24,7 +24,7 @@ from grpo_jax.grid import Cell, axis_values, grid, with_equal_completions
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
-from grpo_jax.sweep import run_sweep, write_results
+from grpo_jax.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 AXES = (
@@ -72,6 +72,7 @@ def main(argv: list[str]) -> None:
   own_flags = (*AXES, "steps") if FLAGS.completions else AXES
   try:
     runs = cells()
+    check_sweep(runs, folder, argv[1:], own_flags)
     print("\n".join([f"{len(runs)} runs", *(f"  {run.name}" for run in runs)]), flush=True)
     if FLAGS.dry_run:
       return

@@ -21,7 +21,7 @@ from absl import app, flags
 
 from grpo_jax.grid import Cell, axis_values, grid, without_idle_weights
 from grpo_jax.rewards import TIERS, RewardConfig, RewardWeights, load_reward
-from grpo_jax.sweep import run_sweep, write_results
+from grpo_jax.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 KINDS = {"float": float, "int": int, "bool": bool}
@@ -68,18 +68,14 @@ def cells() -> list[Cell]:
 def main(argv: list[str]) -> None:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the running cell too
   script, folder = Path(__file__).with_name("train_grpo.py"), Path(FLAGS.sweep_dir)
+  own_flags = ("seed", "reward", *WEIGHTS)
   try:
     runs = cells()
+    check_sweep(runs, folder, argv[1:], own_flags)
     print("\n".join([f"{len(runs)} runs", *(f"  {run.name}" for run in runs)]), flush=True)
     if FLAGS.dry_run:
       return
-    failed = run_sweep(
-      runs,
-      folder,
-      [sys.executable, str(script)],
-      argv[1:],
-      own_flags=("seed", "reward", *WEIGHTS),
-    )
+    failed = run_sweep(runs, folder, [sys.executable, str(script)], argv[1:], own_flags=own_flags)
   except ValueError as error:
     sys.exit(f"sweep_reward: {error}")
   print(f"\n{write_results(runs, folder)}\n\nsweep folder: {folder}")

@@ -241,7 +241,9 @@ def run_config() -> RunConfig:
   )  # fmt: skip
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.getLogger("grpo_jax").setLevel(logging.INFO)
   for name, value in PRESETS.get(FLAGS.preset, {}).items():
     if not FLAGS[name].present:

@@ -57,7 +57,7 @@ def run_sweep(
     ValueError: before any work: cells or arguments that contradict each other, or a sweep folder
       of other settings. Later: a cell that could not start, or evaluations that do not fit.
   """
-  _check(cells, sweep_dir, passed_on, own_flags)
+  check_sweep(cells, sweep_dir, passed_on, own_flags)
   # Cells of the same shapes share their compiled programs through the disk.
   environment = {"JAX_COMPILATION_CACHE_DIR": str(sweep_dir / ".jax_cache"), **os.environ}
   failed, started = [], False
@@ -84,6 +84,35 @@ def run_sweep(
       _write_json(folder / RECORD, {"arguments": arguments, "peak_memory_gib": peak_gib})
       write_results(cells, sweep_dir)
   return failed
+
+
+def check_sweep(
+  cells: Sequence[Cell], sweep_dir: Path, passed_on: Sequence[str], own_flags: Collection[str]
+) -> None:
+  """Refuses what can be known to be wrong before any work; takes what `run_sweep` takes.
+
+  Raises:
+    ValueError: cells or arguments that contradict each other, or a sweep folder of other settings.
+  """
+  names = [cell.name for cell in cells]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"two cells would share the folder {twice}")
+  for argument in passed_on:
+    flag = argument.lstrip("-").partition("=")[0]
+    if not argument.startswith("--") or not flag:
+      raise ValueError(f"{argument} cannot be passed on; expected --flag=value")
+    if {flag, flag.removeprefix("no")} & {*own_flags, "run_dir"}:
+      raise ValueError(f"{argument} is set by the sweep itself and cannot be passed on")
+  for cell in cells:
+    record = sweep_dir / cell.name / RECORD
+    if record.exists():
+      then, now = set(_read_json(record)["arguments"]), {*cell.arguments, *passed_on}
+      if then != now:
+        raise ValueError(
+          f"{record.parent} was run with {' '.join(sorted(then - now)) or 'less'} and now with "
+          f"{' '.join(sorted(now - then)) or 'less'}; choose another --sweep_dir"
+        )
 
 
 def is_finished(folder: Path) -> bool:
@@ -251,31 +280,6 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
   panels[0].set_ylim(len(groups) - 0.5, -0.5)
   panels[-1].legend(frameon=False, fontsize="small")
   return figure
-
-
-def _check(
-  cells: Sequence[Cell], sweep_dir: Path, passed_on: Sequence[str], own_flags: Collection[str]
-) -> None:
-  """Everything that can be known to be wrong before any work."""
-  names = [cell.name for cell in cells]
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"two cells would share the folder {twice}")
-  for argument in passed_on:
-    flag = argument.lstrip("-").partition("=")[0]
-    if not argument.startswith("--") or not flag:
-      raise ValueError(f"{argument} cannot be passed on; expected --flag=value")
-    if {flag, flag.removeprefix("no")} & {*own_flags, "run_dir"}:
-      raise ValueError(f"{argument} is set by the sweep itself and cannot be passed on")
-  for cell in cells:
-    record = sweep_dir / cell.name / RECORD
-    if record.exists():
-      then, now = set(_read_json(record)["arguments"]), {*cell.arguments, *passed_on}
-      if then != now:
-        raise ValueError(
-          f"{record.parent} was run with {' '.join(sorted(then - now)) or 'less'} and now with "
-          f"{' '.join(sorted(now - then)) or 'less'}; choose another --sweep_dir"
-        )
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, float]:
