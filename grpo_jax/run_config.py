@@ -154,7 +154,14 @@ class RunConfig:
     if self.template_date:
       check_date(self.template_date)
     parse_mesh(self.mesh)
-    for split, _ in self.eval_data:
+    splits = [split for split, _ in self.eval_data]
+    for split in splits:
+      if split == "train":
+        raise ValueError(
+          "--eval_data: train is the name of the training data; call this split something else"
+        )
+      if splits.count(split) > 1:
+        raise ValueError(f"--eval_data: two splits are called {split}; give each its own name")
       if not SPLIT_NAME.fullmatch(split):
         raise ValueError(
           f"--eval_data: {split!r} is no name of a split; use letters, digits, _, - and ."

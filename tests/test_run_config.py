@@ -121,3 +121,11 @@ def test_settings_come_back_from_their_record():
 def test_a_split_whose_name_is_a_path_is_refused():
   with pytest.raises(ValueError, match=r"'../x' is no name of a split"):
     RunConfig(run_dir="x", eval_data=(("../x", "y.jsonl"),))
+
+
+def test_split_names_that_would_hide_data_are_refused():
+  # The record of a run, and of what it trained on, goes by these names.
+  with pytest.raises(ValueError, match="--eval_data: train is the name of the training data"):
+    RunConfig(run_dir="x", eval_data=(("seen", "a.jsonl"), ("train", "b.jsonl")))
+  with pytest.raises(ValueError, match="--eval_data: two splits are called seen"):
+    RunConfig(run_dir="x", eval_data=(("seen", "a.jsonl"), ("seen", "b.jsonl")))
