@@ -6,12 +6,16 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What flock says where there are no locks: Lustre without `-o flock`, some NFS and FUSE mounts.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+log = logging.getLogger(__name__)
 
 
 class FolderInUse(ValueError):
@@ -39,6 +43,8 @@ def write_text(path: Path, text: str) -> None:
 def claimed(run_dir: Path) -> Iterator[None]:
   """Holds the run folder against every other process; the system frees it when this one dies.
 
+  A file system without locks cannot do that: a warning says so, and the run goes on.
+
   Raises:
     FolderInUse: another process holds it.
     OSError: the folder cannot be made or written.
@@ -54,6 +60,13 @@ def claimed(run_dir: Path) -> Iterator[None]:
         f"{run_dir} is in use by another process (pid {owner}); wait for it or choose another "
         "--run_dir"
       ) from None
+    except OSError as error:
+      if error.errno not in NO_LOCKS:
+        raise
+      log.warning(
+        "the file system of %s has no file locks (%s): see to it yourself that no second process "
+        "works on this folder", run_dir, error,
+      )  # fmt: skip
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

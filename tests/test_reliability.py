@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -361,3 +363,23 @@ def test_a_reward_with_half_a_surrogate_pair_costs_its_completions_and_not_the_r
   rows = (folder / "rollouts" / "step_000000.jsonl").read_text(encoding="utf-8").splitlines()
   errors = {error for row in rows for error in json.loads(row)["errors"]}
   assert errors == {"reward_error", "half ?"}
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, code):
+  def refused(*_):
+    raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+  monkeypatch.setattr(fcntl, "flock", refused)  # Lustre and some NFS mounts; none can be made here
+  with caplog.at_level("WARNING"), run_folder.claimed(tmp_path / "run"):
+    assert (tmp_path / "run" / ".lock").read_text() == f"{os.getpid()}\n"
+  assert "has no file locks" in caplog.text and "\n" not in caplog.messages[0]
+
+
+def test_what_else_goes_wrong_with_a_lock_is_an_error(tmp_path, monkeypatch):
+  def refused(*_):
+    raise OSError(errno.EIO, "broken disk")
+
+  monkeypatch.setattr(fcntl, "flock", refused)
+  with pytest.raises(OSError, match="broken disk"), run_folder.claimed(tmp_path / "run"):
+    pass
