@@ -8,18 +8,42 @@ import fcntl
 import json
 import logging
 import os
+import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What flock says where there are no locks: Lustre without `-o flock`, some NFS and FUSE mounts.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 log = logging.getLogger(__name__)
 
 
 class FolderInUse(ValueError):
   """Another process writes into the run folder."""
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file to write that takes the place of `path` at the end, unless something is raised.
+
+  Until then it lies beside it under a name of its own: processes and hosts that write the same file
+  at once all succeed, and one of them is the last.
+
+  Raises:
+    OSError: it could not be written; what was there before is as it was.
+  """
+  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+  try:
+    with partial.open("xb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,15 +52,8 @@ def write_text(path: Path, text: str) -> None:
   Raises:
     OSError: it could not be written; what was there before is as it was.
   """
-  partial = path.with_name(f".{path.name}.partial")
-  try:
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with replaced(path) as file:
+    file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -67,6 +84,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
         "the file system of %s has no file locks (%s): see to it yourself that no second process "
         "works on this folder", run_dir, error,
       )  # fmt: skip
+    else:  # what a killed process was writing; nobody else can be at it now
+      for path in run_dir.rglob(".*.partial"):
+        if PARTIAL.fullmatch(path.name):
+          path.unlink(missing_ok=True)
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

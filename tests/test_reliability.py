@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -22,6 +23,8 @@ from small_run import STEPS, assert_same_run, command, small_run
 
 from grpo_jax import run_folder, training
 from grpo_jax.checkpoints import SEAL, Checkpoints
+from grpo_jax.data.jsonl import write_jsonl
+from grpo_jax.models.tensor_file import write_tensors
 from grpo_jax.replay import replay
 from grpo_jax.stop_signals import EXIT_STOPPED
 from grpo_jax.tracking import read_metrics
@@ -383,3 +386,70 @@ def test_what_else_goes_wrong_with_a_lock_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, "flock", refused)
   with pytest.raises(OSError, match="broken disk"), run_folder.claimed(tmp_path / "run"):
     pass
+
+
+def test_several_processes_write_one_file_and_lose_nothing(tmp_path):
+  program = (
+    "import sys\nfrom pathlib import Path\n"
+    "from grpo_jax.data.jsonl import write_jsonl\n"
+    "from grpo_jax.run_folder import write_text\n"
+    "for n in range(200):\n"
+    "  write_text(Path(sys.argv[1]) / 'a.json', sys.argv[2] * 1000)\n"
+    "  write_jsonl([{'who': sys.argv[2]}] * 50, Path(sys.argv[1]) / 'b.jsonl')\n"
+  )
+  writers = [
+    subprocess.Popen([sys.executable, "-c", program, str(tmp_path), who], stderr=subprocess.PIPE)
+    for who in "xy"
+  ]
+  said = [writer.communicate(timeout=120)[1].decode() for writer in writers]
+  assert [writer.returncode for writer in writers] == [0, 0], "\n".join(said)
+  assert (tmp_path / "a.json").read_text() in ("x" * 1000, "y" * 1000)
+  rows = {line for line in (tmp_path / "b.jsonl").read_text().splitlines()}
+  assert len(rows) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.jsonl"]
+
+
+def test_threads_write_one_file_and_lose_nothing(tmp_path):
+  writes = (
+    lambda: run_folder.write_text(tmp_path / "a.json", "x" * 1000),
+    lambda: write_jsonl([{"x": 1}] * 50, tmp_path / "b.jsonl"),
+    lambda: write_tensors(
+      tmp_path / "c.safetensors",
+      {"w": ((500,), np.dtype(np.float32))},
+      [("w", np.ones(500, np.float32))],
+    ),
+  )
+  for write in writes:
+    with ThreadPoolExecutor(4) as threads:
+      assert list(threads.map(lambda _, write=write: write(), range(100))) == [None] * 100
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_failed_write_of_tensors_leaves_nothing_behind(tmp_path):
+  with pytest.raises(ValueError, match="expected"):
+    write_tensors(
+      tmp_path / "c.safetensors",
+      {"w": ((500,), np.dtype(np.float32))},
+      [("w", np.ones(499, np.float32))],
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_run(tmp_path):
+  program = (
+    "import os, sys\nfrom pathlib import Path\nfrom grpo_jax.run_folder import replaced\n"
+    "with replaced(Path(sys.argv[1])) as file:\n"
+    "  file.write(b'half')\n  file.flush()\n  os.kill(os.getpid(), 9)\n"
+  )
+  run = tmp_path / "run"
+  for folder in (run, run / "eval"):
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", program, str(folder / "x.json")])
+    (folder / ".mine.partial").write_text("the user's")
+  assert len(list(run.rglob("*.partial"))) == 4
+  with run_folder.claimed(run):
+    assert [path.name for path in run.rglob("*.partial")] == [".mine.partial"] * 2
+    with run_folder.replaced(run / "y.json") as file:  # a claim that fails touches nothing
+      file.write(b"whole")
+      with pytest.raises(run_folder.FolderInUse), run_folder.claimed(run):
+        pass
+    assert (run / "y.json").read_bytes() == b"whole"

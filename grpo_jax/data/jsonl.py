@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from grpo_jax import json_text
 from grpo_jax.data.rows import read_row, without_nulls
+from grpo_jax.run_folder import replaced
 from grpo_jax.schema import ToolTask
 
 if TYPE_CHECKING:
@@ -100,14 +100,9 @@ def data_sha256(tasks: Sequence[ToolTask]) -> str:
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
   """Writes one row a line; a file of that name is replaced at once or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-      for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with replaced(path) as file:
+    for row in rows:
+      file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
 
 
 def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:

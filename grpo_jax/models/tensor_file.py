@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from grpo_jax.run_folder import replaced
 
 DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype(np.float64),
@@ -125,14 +126,10 @@ def write_tensors(
     offset = end
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
-  unfinished = path.with_name(path.name + ".unfinished")
-  with unfinished.open("wb") as file:
+  with replaced(path) as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for name, tensor in tensors:
       shape, dtype = specs[name]
       if tensor.shape != shape or tensor.dtype != dtype:
         raise ValueError(f"{name} is {tensor.dtype}{tensor.shape}; expected {dtype}{shape}")
       np.ascontiguousarray(tensor).tofile(file)
-    file.flush()
-    os.fsync(file.fileno())
-  unfinished.replace(path)
