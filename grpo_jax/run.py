@@ -117,6 +117,9 @@ class Run:
     )
     self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
     self._kl = kl_program(self.policy, self.mesh, self.grpo)
+    if hosts.is_first():  # not before everything that may refuse the run
+      self.dir.mkdir(parents=True, exist_ok=True)
+      write_text(self.dir / "config.json", json.dumps(self.record, indent=2) + "\n")
 
   def fresh_state(self) -> TrainState:
     """The state of step 0; takes the loaded parameters, so it can be made once."""
@@ -267,7 +270,7 @@ class Run:
     log.info("%s", self.config.plan())
 
   def _check_folder(self) -> None:
-    """Writes config.json, or checks that the folder belongs to the same run."""
+    """Checks that the folder, if there is one, belongs to the same run."""
     path = self.dir / "config.json"
     if path.exists():
       try:
@@ -282,9 +285,6 @@ class Run:
         )
       if changed:
         log.warning("going on with other settings: %s", changed)
-    if hosts.is_first():
-      self.dir.mkdir(parents=True, exist_ok=True)
-      write_text(path, json.dumps(self.record, indent=2) + "\n")
 
 
 def _template_date(config: RunConfig) -> str:

@@ -10,9 +10,9 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What flock says where there are no locks: Lustre without `-o flock`, some NFS and FUSE mounts.
@@ -60,38 +60,84 @@ def write_text(path: Path, text: str) -> None:
 def claimed(run_dir: Path) -> Iterator[None]:
   """Holds the run folder against every other process; the system frees it when this one dies.
 
-  A file system without locks cannot do that: a warning says so, and the run goes on.
+  A file system without locks cannot do that: a warning says so, and the run goes on. What ends in
+  an error leaves neither a lock nor an empty folder that it made itself.
 
   Raises:
     FolderInUse: another process holds it.
     OSError: the folder cannot be made or written.
   """
-  run_dir.mkdir(parents=True, exist_ok=True)
-  with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
+  new = missing_folders(run_dir)
+  lock = run_dir / ".lock"
+  try:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock_is_new = not lock.exists()
+    with _locked(lock) as file:
+      file.truncate(0)
+      file.write(f"{os.getpid()}\n")
+      file.flush()
+      try:
+        yield
+      except BaseException:
+        if lock_is_new:
+          lock.unlink(missing_ok=True)
+        raise
+  except BaseException:
+    remove_empty(new)
+    raise
+
+
+def _locked(lock: Path) -> TextIO:
+  """The lock file of a run folder, open, and held until it is closed."""
+  while True:
+    file = lock.open("a+", encoding="utf-8")
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.seek(0)
       owner = file.read().strip() or "unknown"
+      file.close()
       raise FolderInUse(
-        f"{run_dir} is in use by another process (pid {owner}); wait for it or choose another "
+        f"{lock.parent} is in use by another process (pid {owner}); wait for it or choose another "
         "--run_dir"
       ) from None
     except OSError as error:
       if error.errno not in NO_LOCKS:
+        file.close()
         raise
       log.warning(
         "the file system of %s has no file locks (%s): see to it yourself that no second process "
-        "works on this folder", run_dir, error,
+        "works on this folder", lock.parent, error,
       )  # fmt: skip
-    else:  # what a killed process was writing; nobody else can be at it now
-      for path in run_dir.rglob(".*.partial"):
+      return file
+    if _lies_at(file, lock):
+      for path in lock.parent.rglob(".*.partial"):  # what a killed process was writing
         if PARTIAL.fullmatch(path.name):
           path.unlink(missing_ok=True)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    yield
+      return file
+    file.close()  # of a run that was refused, and has removed it in the meantime
+
+
+def _lies_at(file: TextIO, path: Path) -> bool:
+  """Whether the open file is still the one of that name."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
+
+
+def missing_folders(path: Path) -> list[Path]:
+  """The folders that would have to be made for `path` to be one, the innermost first."""
+  return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+  """Removes folders, the innermost first, up to the first that holds something."""
+  for folder in folders:
+    try:
+      folder.rmdir()
+    except OSError:
+      return
 
 
 def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

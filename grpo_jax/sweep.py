@@ -21,6 +21,7 @@ from grpo_jax.grid import Cell, as_flag
 from grpo_jax.plots import BLUE, DPI, GREY
 from grpo_jax.rewards import score
 from grpo_jax.run import read_tasks
+from grpo_jax.run_folder import missing_folders, remove_empty
 from grpo_jax.schema import BEHAVIORS, ToolTask
 from grpo_jax.scores import compare
 from grpo_jax.tables import Row, as_markdown, as_text
@@ -68,6 +69,7 @@ def run_sweep(
       continue
     print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
     arguments = [*cell.arguments, *passed_on]
+    new = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / RECORD, {"arguments": arguments})
     status, peak_gib = _run([*command, f"--run_dir={folder}", *arguments], environment)
@@ -75,6 +77,7 @@ def run_sweep(
     started |= claimed
     if not claimed:
       (folder / RECORD).unlink()
+      remove_empty(new)
     if not started:
       raise ValueError(f"{cell.name} could not start, so no other was tried")
     if status:

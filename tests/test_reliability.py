@@ -453,3 +453,52 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_run(tmp_path):
       with pytest.raises(run_folder.FolderInUse), run_folder.claimed(run):
         pass
     assert (run / "y.json").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("wrong", ["data", "prompts", "mesh", "weights"])
+def test_a_refused_run_leaves_no_folder_behind(settings, tmp_path, wrong):
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "runs" / "new" / "run"))
+  if wrong == "data":
+    config = dataclasses.replace(config, data=str(tmp_path / "nowhere.jsonl"))
+  elif wrong == "prompts":
+    config = dataclasses.replace(config, max_prompt_tokens=3)
+  elif wrong == "mesh":
+    config = dataclasses.replace(config, mesh="data:3")
+  else:  # seen only once everything else is in order
+    shutil.copytree(config.model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = dataclasses.replace(config, model=str(tmp_path / "model"))
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(ValueError):
+    train(config)
+  assert sorted(tmp_path.iterdir()) == before
+  (tmp_path / "runs" / "new" / "run").mkdir(parents=True)  # the user's own stays, and stays empty
+  with pytest.raises(ValueError):
+    train(config)
+  assert not list((tmp_path / "runs" / "new" / "run").iterdir())
+
+
+def test_a_refused_run_leaves_a_folder_as_it_was(copied):
+  folder, config = copied
+  (folder / ".lock").unlink()
+  before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+  with pytest.raises(ValueError, match="seed"):
+    train(dataclasses.replace(config, seed=7))
+  assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+
+
+def test_a_lock_that_was_removed_holds_nobody_off_and_is_made_anew(tmp_path, monkeypatch):
+  lock, flock = tmp_path / "run" / ".lock", fcntl.flock
+  removals = iter([True, True])
+
+  def after_a_refused_run_ended(file, how):
+    if next(removals, False):
+      lock.unlink()
+    flock(file, how)
+
+  monkeypatch.setattr(fcntl, "flock", after_a_refused_run_ended)
+  with run_folder.claimed(tmp_path / "run"):
+    assert lock.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(run_folder.FolderInUse), run_folder.claimed(tmp_path / "run"):
+      pass

@@ -118,7 +118,7 @@ def test_settings_that_nothing_can_start_with_stop_the_sweep(tmp_path):
   command = script(tmp_path, "sys.exit(f'bad flag in {folder.name}')")
   with pytest.raises(ValueError, match="reward=binary,seed=0 could not start"):
     run_sweep(CELLS, tmp_path / "sweep", command, own_flags=())
-  assert not list((tmp_path / "sweep").rglob("*.json"))
+  assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
