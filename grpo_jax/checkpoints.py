@@ -68,9 +68,7 @@ class Checkpoints:
       limit: newer ones than this do not count: the records beside them are missing.
     """
     for step in reversed(self.steps()):
-      problem = self.problem(step)
-      if not problem and limit is not None and step > limit:
-        problem = f"metrics.jsonl is whole up to step {limit} only"
+      problem = self.problem(step, limit)
       if not problem:
         return step
       log.warning("skipping the checkpoint of step %d: %s", step, problem)
@@ -82,10 +80,21 @@ class Checkpoints:
       if later > step:
         self._manager.delete(later)
 
-  def problem(self, step: int) -> str:
-    """What is wrong with a checkpoint's files; empty when they are as they were written."""
+  def is_cut_off(self, step: int) -> bool:
+    """Whether the writing of a checkpoint never came to its end."""
+    return not (self._dir / str(step) / SEAL).is_file()
+
+  def problem(self, step: int, limit: int | None = None) -> str:
+    """What is wrong with a checkpoint; empty when its files are as they were written.
+
+    Args:
+      step: its own.
+      limit: a newer one than this has no complete records beside it.
+    """
     folder = self._dir / str(step)
-    if not (folder / SEAL).is_file():
+    if limit is not None and step > limit:
+      return f"metrics.jsonl is whole up to step {limit} only"
+    if self.is_cut_off(step):
       return f"{folder / SEAL} is missing, so its writing was cut off"
     wanted = {}
     for line in (folder / SEAL).read_bytes().decode(errors="replace").splitlines():

@@ -117,9 +117,6 @@ class Run:
     )
     self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
     self._kl = kl_program(self.policy, self.mesh, self.grpo)
-    if hosts.is_first():  # not before everything that may refuse the run
-      self.dir.mkdir(parents=True, exist_ok=True)
-      write_text(self.dir / "config.json", json.dumps(self.record, indent=2) + "\n")
 
   def fresh_state(self) -> TrainState:
     """The state of step 0; takes the loaded parameters, so it can be made once."""
@@ -143,19 +140,38 @@ class Run:
     """The state to begin with, fresh or of the newest good checkpoint, and the tokens so far.
 
     A checkpoint counts only as far as metrics.jsonl is whole, so that the file ends up complete.
+    Here the run begins: config.json is written, and the checkpoints after that one are deleted.
+
+    Raises:
+      ValueError: there are checkpoints, but they must not or cannot be gone on from.
     """
-    state = self.fresh_state()
-    lines = len(whole_lines(self.dir / "metrics.jsonl"))
-    good = checkpoints.newest_good(limit=lines) if hosts.is_first() else None
-    newest = hosts.from_first(good or 0)
-    if newest and self.config.resume == "never":
+    if self.config.resume == "never" and checkpoints.steps():
       raise ValueError(f"{self.dir} has checkpoints and --resume=never; choose another --run_dir")
+    newest = hosts.from_first(self._newest_step(checkpoints) if hosts.is_first() else 0)
+    if hosts.is_first():
+      self.dir.mkdir(parents=True, exist_ok=True)
+      write_text(self.dir / "config.json", json.dumps(self.record, indent=2) + "\n")
+    state = self.fresh_state()
     checkpoints.drop_after(newest)
     if not newest:
       return state, 0
     state, meta = checkpoints.restore(newest, state)
     log.info("continuing %s at step %d", self.dir, newest)
     return state, int(meta["num_tokens"])
+
+  def _newest_step(self, checkpoints: Checkpoints) -> int:
+    """The step of the newest checkpoint to go on from; 0 where the run has none yet."""
+    lines = len(whole_lines(self.dir / "metrics.jsonl"))
+    good, steps = checkpoints.newest_good(limit=lines), checkpoints.steps()
+    # To die amid the first checkpoint costs no more than to die before it.
+    first_only = max(steps, default=0) <= self.config.checkpoint_every
+    if good is None and not (first_only and all(map(checkpoints.is_cut_off, steps))):
+      raise ValueError(
+        f"{self.dir} has checkpoints of steps {', '.join(map(str, steps))} and none to go on from "
+        f"({checkpoints.problem(steps[-1], lines)}): put back what is missing or damaged, or "
+        f"remove {self.dir / 'checkpoints'} to start over"
+      )
+    return good or 0
 
   def step(
     self, step: int, state: TrainState, reward: Reward, between: Callable[[], None] = lambda: None

@@ -91,6 +91,10 @@ class Tracking:
         logging.exception("--track=%s failed at step %d and is off from here", name, step)
         del self._trackers[name]
 
+  def sync(self) -> None:
+    """Waits until the lines are on the disk: without them a checkpoint after them is of no use."""
+    os.fsync(self._file.fileno())
+
   def close(self, failed: bool = False) -> None:
     """Closes the file and the trackers; may be called twice.
 

@@ -84,6 +84,8 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
         try:
           state, metrics = run.step(step, state, reward, signals.check)
         except Stopped:
+          if tracking:
+            tracking.sync()
           checkpoints.save(state, {"num_tokens": tokens})
           checkpoints.wait()
           raise
@@ -101,6 +103,8 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
         )
         bad = _bad_in_a_row(lines)
         if done % config.checkpoint_every == 0 or done == config.steps or bad:
+          if tracking:
+            tracking.sync()
           evaluated = [value for name, value in metrics.items() if name.startswith("eval/")]
           checkpoints.save(
             state, {"num_tokens": tokens}, float(np.mean(evaluated)) if evaluated else None

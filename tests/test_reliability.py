@@ -502,3 +502,70 @@ def test_a_lock_that_was_removed_holds_nobody_off_and_is_made_anew(tmp_path, mon
     assert lock.read_text() == f"{os.getpid()}\n"
     with pytest.raises(run_folder.FolderInUse), run_folder.claimed(tmp_path / "run"):
       pass
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn early", "short"])
+def test_checkpoints_that_metrics_do_not_reach_stop_the_run_and_stay(copied, damage):
+  folder, config = copied
+  path = folder / "metrics.jsonl"
+  if damage == "missing":
+    path.unlink()
+  elif damage == "torn early":
+    path.write_bytes(b"\0" * 40 + path.read_bytes()[40:])
+  else:  # the checkpoints are of steps 2 and 4
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+  before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+  with pytest.raises(ValueError, match=r"checkpoints of steps 2, 4 .*metrics.jsonl is whole up to"):
+    train(config)
+  with pytest.raises(ValueError, match="--resume=never"):
+    train(dataclasses.replace(config, resume="never"))
+  assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+
+
+def test_checkpoints_that_are_all_damaged_stop_the_run_and_stay(copied):
+  folder, config = copied
+  for step in (2, 4):
+    largest = max((folder / "checkpoints" / str(step)).rglob("*"), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r"steps 2, 4 .*is damaged.*start over") as caught:
+    train(config)
+  assert "\n" not in str(caught.value)
+  with Checkpoints(folder, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [2, 4]
+
+
+def test_a_run_that_died_writing_its_first_checkpoint_starts_over(settings, whole, tmp_path):
+  config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
+  train(dataclasses.replace(config, steps=2))
+  (tmp_path / "run" / "checkpoints" / "2" / SEAL).unlink()  # written last
+  assert_same_run(whole, train(config))
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_of_them(settings, tmp_path, monkeypatch):
+  path = tmp_path / "run" / "metrics.jsonl"
+  synced, saved = [0], []
+  fsync, save = os.fsync, Checkpoints.save
+
+  def watched_fsync(file):
+    fsync(file)
+    if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+      synced.append(os.fstat(file).st_size)
+
+  def watched_save(checkpoints, state, *rest):
+    saved.append((int(state.step), steps_of(path.parent), synced[-1] == path.stat().st_size))
+    save(checkpoints, state, *rest)
+
+  monkeypatch.setattr(os, "fsync", watched_fsync)
+  monkeypatch.setattr(Checkpoints, "save", watched_save)
+  train(dataclasses.replace(settings, run_dir=str(path.parent)))
+  score, calls = training.Run._decode_and_score, iter([False, True])
+
+  def interrupted(run, *rest):
+    if next(calls):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return score(run, *rest)
+
+  monkeypatch.setattr(training.Run, "_decode_and_score", interrupted)
+  with pytest.raises(training.Stopped):
+    train(dataclasses.replace(settings, run_dir=str(path.parent), steps=9))
+  assert saved == [(2, 2, True), (4, 4, True), (5, 5, True)]
