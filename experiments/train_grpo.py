@@ -19,6 +19,7 @@ from absl import app, flags
 from grpo_jax import hosts
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import Remat
+from grpo_jax.redaction import redacted
 from grpo_jax.report import gain_table
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
 from grpo_jax.rewards.combine import NORMALISATIONS
@@ -262,7 +263,7 @@ def main(argv: list[str]) -> None:
       logging.getLogger("grpo_jax").exception("this host ends")
       hosts.leave(error)
     if isinstance(error, ValueError | OSError | TrainingFailed):
-      sys.exit(f"train_grpo: {error}")
+      sys.exit(f"train_grpo: {redacted(str(error))}")
     raise
   if not hosts.is_first():
     return

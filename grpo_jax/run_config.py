@@ -21,6 +21,7 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.installation import TINY_MODEL, git_commit
 from grpo_jax.models import LoraConfig
 from grpo_jax.optimizers import Decay, Optimizer
+from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights, reward_files
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import parse_mesh
@@ -219,14 +220,14 @@ def recorded_date(run_dir: str | Path) -> str:
 
 
 def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, Any]:
-  """Everything that config.json says about a run.
+  """Everything that config.json says about a run; no keys, tokens and passwords.
 
   Args:
     config: its settings.
     data_sha256: of each split, by its name.
   """
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-  settings = dataclasses.asdict(config)
+  settings = without_secrets(dataclasses.asdict(config))
   return {
     **{name: value for name, value in settings.items() if not isinstance(value, dict)},
     **{name: value for name, value in settings.items() if isinstance(value, dict)},
@@ -244,7 +245,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
 
 
 def config_of(record: Mapping[str, Any]) -> RunConfig:
-  """The settings that `run_record` wrote down.
+  """The settings that `run_record` wrote down; secrets are for the environment to give.
 
   Raises:
     ValueError: the record is not one of this version's.
@@ -274,7 +275,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
   if new["decay"] != "none":  # the learning rate then depends on where the end is
     names.append("steps")
   names += ["data_sha256", "model_sha256", "reward_sha256"]
-  new = json.loads(json.dumps(new))
+  old, new = without_secrets(old), json.loads(json.dumps(new))
   return [
     f"{name} ({json.dumps(old.get(name))} then, {json.dumps(new.get(name))} now)"
     for name in names

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from grpo_jax.grid import Cell, as_flag
 from grpo_jax.plots import BLUE, DPI, GREY
+from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import score
 from grpo_jax.run import read_tasks
 from grpo_jax.run_folder import missing_folders, remove_empty
@@ -71,7 +72,8 @@ def run_sweep(
     arguments = [*cell.arguments, *passed_on]
     new = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / RECORD, {"arguments": arguments})
+    record = {"arguments": without_secrets(arguments)}
+    _write_json(folder / RECORD, record)
     status, peak_gib = _run([*command, f"--run_dir={folder}", *arguments], environment)
     claimed = (folder / "config.json").exists()
     started |= claimed
@@ -84,7 +86,7 @@ def run_sweep(
       print(f"{cell.name} failed with exit status {status}", file=sys.stderr, flush=True)
       failed.append(cell.name)
     else:
-      _write_json(folder / RECORD, {"arguments": arguments, "peak_memory_gib": peak_gib})
+      _write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
       write_results(cells, sweep_dir)
   return failed
 
@@ -110,7 +112,10 @@ def check_sweep(
   for cell in cells:
     record = sweep_dir / cell.name / RECORD
     if record.exists():
-      then, now = set(_read_json(record)["arguments"]), {*cell.arguments, *passed_on}
+      then, now = (
+        set(without_secrets(arguments))
+        for arguments in (_read_json(record)["arguments"], [*cell.arguments, *passed_on])
+      )
       if then != now:
         raise ValueError(
           f"{record.parent} was run with {' '.join(sorted(then - now)) or 'less'} and now with "

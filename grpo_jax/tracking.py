@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, Literal, Protocol, Self, get_args
 
 from absl import logging
 
+from grpo_jax.redaction import redacted
 from grpo_jax.run_folder import whole_lines, write_text
 
 TrackerName = Literal["tensorboard", "mlflow"]
@@ -88,7 +90,8 @@ class Tracking:
         tracker.log(step, finite)
       except Exception:
         # A tracking server that is away must not end a training run: the file has every number.
-        logging.exception("--track=%s failed at step %d and is off from here", name, step)
+        said = redacted(traceback.format_exc())  # it names the server's URL
+        logging.error("--track=%s failed at step %d and is off from here\n%s", name, step, said)
         del self._trackers[name]
 
   def sync(self) -> None:
@@ -106,7 +109,8 @@ class Tracking:
       try:
         tracker.close(failed)
       except Exception:
-        logging.exception("--track=%s could not be closed", name)
+        said = redacted(traceback.format_exc())
+        logging.error("--track=%s could not be closed\n%s", name, said)
     self._trackers = {}
 
   def __enter__(self) -> Self:

@@ -15,7 +15,17 @@ PACKAGE = ROOT / "grpo_jax"
 # A file imports only from lower floors, or from its own folder. New modules take a place here.
 FLOORS = (
   {"json_text"},
-  {"types", "schema", "hub", "hosts", "alarms", "run_folder", "placement", "installation"},
+  {
+    "types",
+    "schema",
+    "hub",
+    "hosts",
+    "alarms",
+    "run_folder",
+    "placement",
+    "installation",
+    "redaction",
+  },
   {"models", "text", "data", "rewards", "algorithms"},
   {
     "sampling",

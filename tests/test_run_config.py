@@ -118,6 +118,47 @@ def test_settings_come_back_from_their_record():
     config_of({"run_dir": "x"})
 
 
+TOKEN = "hf_" + "aB3" * 12
+
+
+def test_no_secret_goes_into_the_record():
+  judge = JudgeConfig("m", "https://bob:pass%40word@judge:8000/v1?api_key=q1w2&x=1", "sk-secret")
+  config = RunConfig(
+    run_dir="runs/x", data=f"data/{TOKEN}/tasks.jsonl",
+    eval_data=(("seen", "https://bob:p@ss@host/tasks.jsonl?sig=abc%2Bd"),),
+    reward_config=RewardConfig(judge=judge),
+  )  # fmt: skip
+  record = json.loads(json.dumps(run_record(config, {})))
+  text = json.dumps(record)
+  for secret in ("sk-secret", "bob", "pass%40word", "q1w2", TOKEN, "p@ss", "abc%2Bd"):
+    assert secret not in text
+  assert record["reward_config"]["judge"]["base_url"] == "https://***@judge:8000/v1?api_key=***&x=1"
+  assert record["eval_data"] == [["seen", "https://***@host/tasks.jsonl?sig=***"]]
+  assert record["data"] == "data/***/tasks.jsonl"
+  assert "sk-secret" not in repr(config) and "pass%40word" not in repr(config)
+
+  # Another key is no other run; nor is a record of a version that wrote the secrets down.
+  assert changed_settings(record, run_record(config_of(record), {})) == []
+  other = dataclasses.replace(
+    judge, api_key="sk-another", base_url=judge.base_url.replace("4", "5")
+  )
+  other = dataclasses.replace(config, reward_config=RewardConfig(judge=other))
+  assert changed_settings(record, run_record(other, {})) == []
+  old = json.loads(json.dumps({**record, **dataclasses.asdict(config)}))
+  assert changed_settings(old, run_record(config, {})) == []
+  (changed,) = changed_settings(old, run_record(dataclasses.replace(config, data="d.jsonl"), {}))
+  assert TOKEN not in changed
+
+
+def test_what_only_looks_like_a_secret_is_recorded_as_it_is():
+  config = RunConfig(
+    run_dir="runs/x", data="/data/hf_datasets/sk-tools.jsonl",
+    eval_data=(("a", "/home/bob@work/token=1/x.jsonl"),),
+    reward_config=RewardConfig(judge=JudgeConfig("m", "http://localhost:1/v1")),
+  )  # fmt: skip
+  assert config_of(json.loads(json.dumps(run_record(config, {})))) == config
+
+
 def test_a_split_whose_name_is_a_path_is_refused():
   with pytest.raises(ValueError, match=r"'../x' is no name of a split"):
     RunConfig(run_dir="x", eval_data=(("../x", "y.jsonl"),))

@@ -149,3 +149,15 @@ def test_a_sweep_folder_of_other_settings_is_refused(tmp_path):
   assert json.loads((tmp_path / CELLS[0].name / RECORD).read_text())["arguments"][-1] == "--steps=2"
   with pytest.raises(ValueError, match="was run with --steps=2 and now with --steps=3"):
     run_sweep(CELLS[:1], tmp_path, command, ["--steps=3"], own_flags=())
+
+
+def test_no_secret_goes_into_the_record_of_a_cell(tmp_path):
+  command = script(tmp_path, "(folder / 'config.json').write_text('{}'); sys.exit(1)")
+  passed_on = ["--judge_url=http://bob:s3cret@host/v1"]
+  for _ in range(2):  # the record is still that of the same arguments
+    run_sweep(CELLS[:1], tmp_path / "sweep", command, passed_on, own_flags=())
+  text = (tmp_path / "sweep" / CELLS[0].name / RECORD).read_text()
+  assert "--judge_url=http://***@host/v1" in text and "s3cret" not in text
+  with pytest.raises(ValueError, match="was run with") as caught:
+    run_sweep(CELLS[:1], tmp_path / "sweep", command, ["--judge_url=x"], own_flags=())
+  assert "s3cret" not in str(caught.value)

@@ -136,3 +136,23 @@ def test_a_tracker_that_fails_does_not_end_the_run(runs, mlflow, caplog):
     tracking.log(2, {"reward": 0.2})
   assert [entry["step"] for entry in read_metrics(runs / "second" / "metrics.jsonl")] == [0, 1, 2]
   assert sum("is off from here" in message for message in caplog.messages) == 1
+
+
+def test_what_a_tracker_says_when_it_fails_is_logged_without_the_server_s_password(
+  tmp_path, caplog
+):
+  class Away:
+    def log(self, step, metrics):
+      raise ConnectionError("POST http://bob:s3cret@server/api: nobody there")
+
+    def close(self, failed):
+      raise ConnectionError("POST http://bob:s3cret@server/api: still nobody")
+
+  for call in ("log", "close"):
+    tracking = Tracking(tmp_path / call)
+    tracking._trackers = {"mlflow": Away()}
+    if call == "log":
+      tracking.log(0, {"reward": 0.0})
+    tracking.close()
+  assert "http://***@server/api: nobody there" in caplog.text
+  assert "http://***@server/api: still nobody" in caplog.text and "s3cret" not in caplog.text

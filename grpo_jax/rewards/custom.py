@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, get_args
 
+from grpo_jax.redaction import redacted
 from grpo_jax.rewards.batch import InProcess
 from grpo_jax.rewards.breakdown import RewardBreakdown, Shown
 from grpo_jax.rewards.tiers import tiered
@@ -146,6 +147,7 @@ class CustomReward(InProcess):
 
   def _failed(self, code: str, said: str) -> RewardBreakdown:
     self._failures[code] += 1
+    said = redacted(said)  # a request that fails names its URL
     self._first_traceback = self._first_traceback or said or code
     lines = said.strip().splitlines() or [""]
     # A traceback ends with what matters; everything else begins with it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from grpo_jax.redaction import HIDDEN, redacted
 from grpo_jax.rewards.batch import InProcess, Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
 from grpo_jax.schema import ToolTask
@@ -63,7 +66,8 @@ class JudgeConfig:
   Attributes:
     model: the model's name at the endpoint.
     base_url: of the endpoint, such as `http://localhost:8000/v1`; None takes the client's own
-      default (`OPENAI_BASE_URL`).
+      default (`OPENAI_BASE_URL`). One read back from a run's record, without its password, takes
+      it from there too.
     api_key: None takes `OPENAI_API_KEY`; local servers accept any text.
     judged: `texts` (answers to tasks that want no call, as far as they make none; the rule scores
       the rest) or `answers` (all).
@@ -77,8 +81,8 @@ class JudgeConfig:
   """
 
   model: str
-  base_url: str | None = None
-  api_key: str | None = None
+  base_url: str | None = dataclasses.field(default=None, repr=False)  # may hold a password
+  api_key: str | None = dataclasses.field(default=None, repr=False)
   judged: Judged = "texts"
   rubrics: Mapping[str, str] = dataclasses.field(default_factory=lambda: RUBRICS)
   cache_dir: str | None = None
@@ -123,17 +127,23 @@ class JudgeReward(InProcess):
     self._rule = rule
     self._failures: Counter[str] = Counter()
     self._first_traceback = ""
+    url, headers = _without_credentials(_whole_url(config.base_url))
+    key = config.api_key or os.environ.get("OPENAI_API_KEY", "")
+    # What a server says about a request that it refuses may repeat them.
+    self._secrets = [key, *(header.removeprefix("Basic ") for header in headers.values())]
     # Connections belong to the event loop of one batch, so each batch opens a client of its own.
     self._open_client = lambda: openai.AsyncOpenAI(
-      base_url=config.base_url,
-      api_key=config.api_key or os.environ.get("OPENAI_API_KEY", "none"),
+      base_url=url,
+      api_key=key or "none",
+      default_headers=headers,
       timeout=config.time_limit,
       max_retries=config.retries,
     )
     try:
       self._open_client()
     except openai.OpenAIError as error:
-      raise ValueError(f"the judge's client cannot be made: {error}") from None
+      said = redacted(str(error), self._secrets)
+      raise ValueError(f"the judge's client cannot be made: {said}") from None
     if config.cache_dir is not None:
       Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
 
@@ -225,7 +235,8 @@ class JudgeReward(InProcess):
       score = read_score(content)
     except Exception:  # whatever the network, the server or the judge did, the run goes on
       # What a server says may hold half a surrogate pair, which no file can hold.
-      return traceback.format_exc().encode("utf-8", "replace").decode()
+      text = traceback.format_exc().encode("utf-8", "replace").decode()
+      return redacted(text, self._secrets)
     if cached is not None:
       with suppress(OSError):  # a full disk costs the next run a request, not this run its life
         _write_whole(cached, content)
@@ -234,7 +245,8 @@ class JudgeReward(InProcess):
   def _cached(self, messages: Any) -> Path | None:
     if self._config.cache_dir is None:
       return None
-    key = json.dumps([self._config.base_url, self._config.model, messages])
+    url = self._config.base_url
+    key = json.dumps([url and redacted(url), self._config.model, messages])
     return Path(self._config.cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
   def _settle(self, found: RewardBreakdown, verdict: float | None) -> RewardBreakdown:
@@ -259,6 +271,33 @@ def read_score(text: str) -> float:
   if not (math.isfinite(score) and 0.0 <= score <= 1.0):
     raise ValueError(f"the judge's score {score} is not in [0, 1]")
   return score
+
+
+def _whole_url(url: str | None) -> str | None:
+  """A judge's URL with its password, which a run's record leaves out.
+
+  Raises:
+    ValueError: it comes from a record, and the environment does not hold it.
+  """
+  given = os.environ.get("OPENAI_BASE_URL") or None
+  if url is None or HIDDEN not in url:
+    return url or given
+  if given is None or redacted(given) != url:
+    raise ValueError(
+      f"the judge's URL was recorded as {url}, without its password; set OPENAI_BASE_URL to the "
+      "whole of it"
+    )
+  return given
+
+
+def _without_credentials(url: str | None) -> tuple[str | None, dict[str, str]]:
+  """A URL without its `user:password@`, and headers that say the same: clients log URLs."""
+  parts = urlsplit(url or "")
+  if not url or parts.username is None:
+    return url, {}
+  pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+  bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+  return urlunsplit(bare), {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
 def _write_whole(path: Path, text: str) -> None:

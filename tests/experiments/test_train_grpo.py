@@ -26,6 +26,7 @@ CONTRADICTIONS = {
   "--template_date=24.12.2023": "--template_date=24.12.2023 must be a day as YYYY-MM-DD",
   "--template_date=20231224": "--template_date=20231224 must be a day as YYYY-MM-DD",
   "--eval_data=held_out.jsonl": "--eval_data=held_out.jsonl must be NAME=FILE",
+  "--eval_data=https://bob:pw@host/x": "--eval_data=https://***@host/x must be NAME=FILE",
 }
 # Starting Python and JAX takes seconds: one process tries all the flags in turn.
 DRIVER = """

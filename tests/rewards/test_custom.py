@@ -30,6 +30,7 @@ from grpo_jax.rewards import RewardBreakdown
 
 def nasty(completion, task):
   if completion == "raise": raise KeyError("boo")
+  if completion == "fetch": raise OSError("no answer from https://bob:" + "s3cret@host/score")
   if completion == "exit": sys.exit(3)
   if completion == "hang":
     while True: pass
@@ -80,6 +81,13 @@ def test_failures_score_on_error_are_counted_and_end_nothing(nasty):
       assert found[1].detail.startswith(detail)
       assert reward.failures()[error] == before + 1
     assert sum(reward.failures().values()) == len(FAILURES)
+
+
+def test_a_traceback_holds_no_password(nasty):
+  with load_reward(nasty, QUICK) as reward:
+    (found,) = reward.score_batch(["fetch"], [TASK])
+    assert found.detail == "OSError: no answer from https://***@host/score"
+    assert "s3cret@host" not in reward.first_traceback.replace('"s3cret@host/score")', "")
 
 
 def test_the_first_traceback_is_kept(nasty):

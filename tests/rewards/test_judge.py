@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import threading
@@ -38,7 +39,8 @@ class Endpoint:
     url: for the client.
     requests: the bodies received.
     replies: what to do instead, by answer text: a status code, a reply text, seconds to wait, the
-      body of an error, or `trickle` to send a space every tenth of a second for ten.
+      body of an error, `trickle` to send a space every tenth of a second for ten, or `echo` to
+      refuse the request and say with which credentials it came.
   """
 
   def __init__(self) -> None:
@@ -49,13 +51,22 @@ class Endpoint:
     class Handler(BaseHTTPRequestHandler):
       def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        endpoint.requests.append({"path": self.path, **body})
+        sent = self.headers["Authorization"]
+        endpoint.requests.append({"path": self.path, "authorization": sent, **body})
         answer = json.loads(body["messages"][1]["content"])["answer"]
         special = endpoint.replies.get(answer)
         if isinstance(special, list):
           special = special.pop(0) if special else None
         if isinstance(special, float):
           time.sleep(special)
+        if special == "echo":
+          data = json.dumps({"error": {"message": f"wrong credentials: {sent}"}}).encode()
+          self.send_response(401)
+          self.send_header("Content-Type", "application/json")
+          self.send_header("Content-Length", str(len(data)))
+          self.end_headers()
+          self.wfile.write(data)
+          return
         if isinstance(special, int):
           self.send_error(special)
           return
@@ -269,3 +280,39 @@ def test_a_judge_scores_where_an_event_loop_runs_already(endpoint):
       return reward.score_batch(["Which city?"], [CLARIFY])[0].total
 
   assert asyncio.run(in_a_notebook()) == 0.875
+
+
+def with_password(endpoint: Endpoint, password: str) -> str:
+  return endpoint.url.replace("http://", f"http://bob:{password}@")
+
+
+@pytest.mark.parametrize("in_url", [False, True])
+def test_what_the_judge_answers_and_logs_holds_no_secret(endpoint, in_url, caplog):
+  endpoint.replies = {"Which city?": "echo"}
+  url = with_password(endpoint, "s3%2Fcret") if in_url else endpoint.url
+  config = JudgeConfig("m", url, "sk-my-own-key", retries=0, time_limit=5.0)
+  with caplog.at_level("DEBUG"), JudgeReward(config, BuiltInReward("tiered")) as reward:
+    reward.score_batch(["Which city?"], [CLARIFY])
+  wanted = (
+    f"Basic {base64.b64encode(b'bob:s3/cret').decode()}" if in_url else "Bearer sk-my-own-key"
+  )
+  assert endpoint.requests[0]["authorization"] == wanted
+  assert reward.failures() == {"judge_error": 1}
+  assert "wrong credentials" in reward.first_traceback
+  for said in (reward.first_traceback, caplog.text):
+    for secret in ("sk-my-own-key", "s3%2Fcret", "s3/cret", wanted.split()[1]):
+      assert secret not in said
+
+
+def test_a_recorded_url_takes_its_password_from_the_environment(endpoint, tmp_path, monkeypatch):
+  whole = with_password(endpoint, "s3cret")
+  recorded = whole.replace("bob:s3cret", "***")
+  monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+  with pytest.raises(ValueError, match=r"without its password; .*OPENAI_BASE_URL"):
+    JudgeReward(JudgeConfig("m", recorded), BuiltInReward("tiered"))
+  monkeypatch.setenv("OPENAI_BASE_URL", whole)
+  for url in (whole, recorded):  # a cached verdict is found again by either
+    config = JudgeConfig("m", url, cache_dir=str(tmp_path))
+    with JudgeReward(config, BuiltInReward("tiered")) as reward:
+      assert reward.score_batch(["Which city?"], [CLARIFY])[0].total == 0.875
+  assert [request["authorization"][:6] for request in endpoint.requests] == ["Basic "]
