@@ -109,6 +109,10 @@ def check_sweep(
       raise ValueError(f"{argument} cannot be passed on; expected --flag=value")
     if {flag, flag.removeprefix("no")} & {*own_flags, "run_dir"}:
       raise ValueError(f"{argument} is set by the sweep itself and cannot be passed on")
+    if flag == "flagfile":  # and it may name further ones
+      raise ValueError(
+        f"{argument} could set what the sweep sets itself; give its flags after -- instead"
+      )
   for cell in cells:
     record = sweep_dir / cell.name / RECORD
     if record.exists():

@@ -128,6 +128,13 @@ def test_settings_that_nothing_can_start_with_stop_the_sweep(tmp_path):
     (["--run_dir=x"], "--run_dir=x is set by the sweep itself"),
     (["--nostrict"], "--nostrict is set by the sweep itself"),
     (["steps=3"], "steps=3 cannot be passed on"),
+    (["--flagfile=f"], "--flagfile=f could set what the sweep sets itself; give its flags"),
+    (["--flagfile", "f"], "--flagfile could set what the sweep sets itself"),
+    (["-flagfile=f"], "-flagfile=f cannot be passed on"),
+    (["-seed=3"], "-seed=3 cannot be passed on"),
+    (["--steps", "3"], "3 cannot be passed on"),
+    (["---seed=3"], "---seed=3 is set by the sweep itself"),
+    (["--seed"], "--seed is set by the sweep itself"),
   ],
 )
 def test_arguments_that_contradict_the_sweep_end_it_before_any_work(tmp_path, passed_on, message):
