@@ -6,14 +6,13 @@ python experiments/sweep_batch.py --prompts_per_step=6,12 --group_size=4,8 --com
   --preset=tiny
 
 Every combination is trained under each seed in a process of its own; what follows `--` goes to
-experiments/train_grpo.py as it is. Run again, it skips what has finished. With `--completions` each
-run takes as many steps as sample that many completions, so that all have the same budget; without
-it, all take the same number of steps.
+experiments/train_grpo.py as it is. Run again, it skips what has finished and goes on with what was
+stopped. With `--completions` each run takes as many steps as sample that many completions, so that
+all have the same budget; without it, all take the same number of steps.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from grpo_jax.grid import Cell, axis_values, grid, with_equal_completions
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
+from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
 from grpo_jax.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
@@ -67,7 +67,6 @@ def cells() -> list[Cell]:
 
 
 def main(argv: list[str]) -> None:
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit ends the running cell too
   script, folder = Path(__file__).with_name("train_grpo.py"), Path(FLAGS.sweep_dir)
   own_flags = (*AXES, "steps") if FLAGS.completions else AXES
   try:
@@ -77,6 +76,9 @@ def main(argv: list[str]) -> None:
     if FLAGS.dry_run:
       return
     failed = run_sweep(runs, folder, [sys.executable, str(script)], argv[1:], own_flags=own_flags)
+  except Stopped as stopped:
+    print(f"sweep_batch: {stopped}; run the same command again to go on", file=sys.stderr)
+    sys.exit(EXIT_STOPPED)
   except ValueError as error:
     sys.exit(f"sweep_batch: {error}")
   print(f"\n{write_results(runs, folder)}\n\nsweep folder: {folder}")

@@ -20,6 +20,7 @@ WEIGHTS_READ: Mapping[str, Collection[str]] = {
   "tiered": _PARTS | {"partial_execute"},
   "graded": _PARTS | {"graded_floor"},
   "toolrl": frozenset(),
+  "judge": _PARTS | {"partial_execute"},  # its rule is `tiered`
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import subprocess
 import threading
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -50,6 +53,66 @@ class StopSignals:
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():
       self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+class ChildRuns:
+  """Runs training scripts one by one; a signal goes to the one that runs, which is waited for.
+
+  It does so while it is entered (in the main thread; elsewhere signals do what they did). A script
+  leaves at once at the second signal, so it gets a process group of its own: a terminal sends
+  Ctrl-C to all of a group, and it would come twice.
+
+  Attributes:
+    stopped_by: the signal that came, if one did.
+  """
+
+  def __init__(self) -> None:
+    self.stopped_by = ""
+    self._running: int | None = None
+    self._pending: int | None = None
+    self._before: dict[signal.Signals, Any] = {}
+
+  def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, float]:
+    """Runs a command to its end; returns its exit status and the most memory it held, in GiB."""
+    process = subprocess.Popen(command, env=environment, process_group=0)
+    try:
+      self._running = process.pid
+      if self._pending is not None:  # it came while the process was being made
+        os.kill(process.pid, self._pending)
+      _, status, usage = os.wait4(process.pid, 0)
+      self._running = None
+    except BaseException:
+      process.kill()
+      process.wait()
+      raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 2**20
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    self.stopped_by = signal.Signals(number).name
+    forwarded = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    if self._running is None:
+      self._pending = forwarded
+      return
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.kill(self._running, forwarded)
+    log.warning("%s: waiting for the run to write its checkpoint", self.stopped_by)
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+          self._before[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,10 @@ from grpo_jax.plots import BLUE, DPI, GREY
 from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import score
 from grpo_jax.run import read_tasks
-from grpo_jax.run_folder import missing_folders, remove_empty
+from grpo_jax.run_folder import missing_folders, remove_empty, write_text
 from grpo_jax.schema import BEHAVIORS, ToolTask
 from grpo_jax.scores import compare
+from grpo_jax.stop_signals import EXIT_STOPPED, ChildRuns, Stopped
 from grpo_jax.tables import Row, as_markdown, as_text
 from grpo_jax.tracking import read_metrics
 
@@ -58,36 +58,42 @@ def run_sweep(
   Raises:
     ValueError: before any work: cells or arguments that contradict each other, or a sweep folder
       of other settings. Later: a cell that could not start, or evaluations that do not fit.
+    Stopped: a signal asked for it; the cell that ran has a checkpoint to go on from.
   """
   check_sweep(cells, sweep_dir, passed_on, own_flags)
   # Cells of the same shapes share their compiled programs through the disk.
   environment = {"JAX_COMPILATION_CACHE_DIR": str(sweep_dir / ".jax_cache"), **os.environ}
   failed, started = [], False
-  for number, cell in enumerate(cells, 1):
-    folder = sweep_dir / cell.name
-    if is_finished(folder):
-      print(f"[{number}/{len(cells)}] {cell.name}: finished before", flush=True)
-      continue
-    print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
-    arguments = [*cell.arguments, *passed_on]
-    new = missing_folders(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"arguments": without_secrets(arguments)}
-    _write_json(folder / RECORD, record)
-    status, peak_gib = _run([*command, f"--run_dir={folder}", *arguments], environment)
-    claimed = (folder / "config.json").exists()
-    started |= claimed
-    if not claimed:
-      (folder / RECORD).unlink()
-      remove_empty(new)
-    if not started:
-      raise ValueError(f"{cell.name} could not start, so no other was tried")
-    if status:
-      print(f"{cell.name} failed with exit status {status}", file=sys.stderr, flush=True)
-      failed.append(cell.name)
-    else:
-      _write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
-      write_results(cells, sweep_dir)
+  with ChildRuns() as running:
+    for number, cell in enumerate(cells, 1):
+      folder = sweep_dir / cell.name
+      if is_finished(folder):
+        print(f"[{number}/{len(cells)}] {cell.name}: finished before", flush=True)
+        continue
+      if running.stopped_by:
+        raise Stopped(f"stopped by {running.stopped_by} before {cell.name}")
+      print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
+      arguments = [*cell.arguments, *passed_on]
+      new = missing_folders(folder)
+      folder.mkdir(parents=True, exist_ok=True)
+      record = {"arguments": without_secrets(arguments)}
+      _write_json(folder / RECORD, record)
+      status, peak_gib = running.run([*command, f"--run_dir={folder}", *arguments], environment)
+      claimed = (folder / "config.json").exists()
+      started |= claimed
+      if not claimed:
+        (folder / RECORD).unlink()
+        remove_empty(new)
+      if status and (running.stopped_by or status == EXIT_STOPPED):
+        raise Stopped(f"stopped by {running.stopped_by or 'a signal to the run'} in {cell.name}")
+      if not started:
+        raise ValueError(f"{cell.name} could not start, so no other was tried")
+      if status:
+        print(f"{cell.name} failed with exit status {status}", file=sys.stderr, flush=True)
+        failed.append(cell.name)
+      else:
+        _write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
+        write_results(cells, sweep_dir)
   return failed
 
 
@@ -152,7 +158,7 @@ def write_results(cells: Sequence[Cell], sweep_dir: Path) -> str:
     "and evaluation not."
   )
   text = f"# {sweep_dir.name}\n\n{as_markdown(header, rows)}\n\n{notes}\n\n![after](sweep.png)\n"
-  (sweep_dir / "sweep.md").write_text(text, encoding="utf-8")
+  write_text(sweep_dir / "sweep.md", text)
   runs = [{name: value for name, value in run.items() if name != "rows"} for run in found]
   _write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
   draw_results(groups).savefig(sweep_dir / "sweep.png", dpi=DPI)
@@ -294,22 +300,9 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
   return figure
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, float]:
-  """Runs a command to its end; returns its exit status and the most memory it held, in GiB."""
-  process = subprocess.Popen(command, env=environment)
-  try:
-    _, status, usage = os.wait4(process.pid, 0)
-  except BaseException:
-    process.kill()
-    process.wait()
-    raise
-  process.returncode = os.waitstatus_to_exitcode(status)
-  return process.returncode, usage.ru_maxrss / 2**20
-
-
 def _read_json(path: Path) -> Any:
   return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -168,3 +172,74 @@ def test_no_secret_goes_into_the_record_of_a_cell(tmp_path):
   with pytest.raises(ValueError, match="was run with") as caught:
     run_sweep(CELLS[:1], tmp_path / "sweep", command, ["--judge_url=x"], own_flags=())
   assert "s3cret" not in str(caught.value)
+
+
+# Stands for a training run: it takes its time to write a checkpoint when it is asked to stop.
+SLOW_TO_STOP = """
+import signal, time
+(folder / 'config.json').write_text('{}')
+received = []
+def stop(number, frame):
+  received.append(number)
+  (folder / 'received').write_text(' '.join(str(n) for n in received))
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, stop)
+(folder / 'ready').touch()
+end = time.monotonic() + 60
+while not received and time.monotonic() < end: time.sleep(0.01)
+time.sleep(1.0)
+(folder / 'checkpoint').touch()
+sys.exit(75)
+"""
+SWEEP = """
+import json, sys
+from pathlib import Path
+from grpo_jax.grid import Cell
+from grpo_jax.stop_signals import Stopped
+from grpo_jax.sweep import run_sweep
+cells = [Cell({'seed': 0}), Cell({'seed': 1})]
+try:
+  print(run_sweep(cells, Path(sys.argv[1]), json.loads(sys.argv[2]), own_flags=()))
+except Stopped as stopped:
+  sys.exit(f'{stopped}')
+"""
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "hang-up", "the cell alone"])
+def test_a_stopped_sweep_lets_its_cell_write_a_checkpoint(tmp_path, how):
+  command = json.dumps(script(tmp_path, SLOW_TO_STOP))
+  process = subprocess.Popen(
+    [sys.executable, "-c", SWEEP, str(tmp_path / "sweep"), command],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+  )  # fmt: skip
+  cell = tmp_path / "sweep" / "seed=0"
+  try:
+    deadline = time.monotonic() + 60
+    while not (cell / "ready").exists():
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    if how == "Ctrl-C":  # a terminal sends it to all of its foreground processes
+      os.killpg(process.pid, signal.SIGINT)
+    elif how == "SIGTERM":
+      process.terminate()
+    elif how == "hang-up":
+      process.send_signal(signal.SIGHUP)
+    else:
+      children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+      for child in children:
+        os.kill(int(child), signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert (cell / "checkpoint").exists(), said
+  sent = signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM
+  assert (cell / "received").read_text() == str(int(sent))  # a second one would leave at once
+  assert process.returncode == 1 and said.strip().endswith("in seed=0"), said
+  assert "failed" not in said and not (tmp_path / "sweep" / "seed=1").exists()
+  assert (cell / RECORD).exists()  # the same command goes on with it
+
+
+def test_the_handlers_of_signals_are_put_back(tmp_path):
+  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+  run_sweep(CELLS[:1], tmp_path, script(tmp_path, "(folder / 'config.json').touch(); sys.exit(1)"),
+            own_flags=())  # fmt: skip
+  assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before

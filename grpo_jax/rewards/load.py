@@ -105,7 +105,10 @@ def _load_one(spec: str, config: RewardConfig) -> Reward:
       return BuiltInReward(tiers, config.parse, config.weights)
   if spec == "judge":
     if config.judge is None:
-      raise ValueError('reward "judge" needs a judge model and endpoint')
+      raise ValueError(
+        'reward "judge" needs a judge model and endpoint (--judge_model, --judge_url; for a sweep '
+        "after its --)"
+      )
     return JudgeReward(config.judge, BuiltInReward("tiered", config.parse, config.weights))
   match = _FILE.fullmatch(spec)
   if match is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.data.synthetic import generate
 from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+from grpo_jax.stop_signals import EXIT_STOPPED
 from grpo_jax.sweep import is_finished
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 
@@ -96,6 +99,58 @@ def test_rewards_are_compared_by_one_reward_and_finished_runs_are_skipped(common
   assert (tmp_path / "sweep.md").read_text() == table
   (tmp_path / "seed=0,reward=toolrl" / "report.html").unlink()
   assert not is_finished(tmp_path / "seed=0,reward=toolrl")
+
+
+def test_a_judge_is_swept_like_any_reward(common, tmp_path):
+  pytest.importorskip("openai")
+  # Nobody answers there: after its retries the rule's score stands.
+  judge = ["--judge_model=m", "--judge_url=http://127.0.0.1:1/v1"]
+  rewards = ["--reward=judge", "--reward=0.5*tiered,0.5*judge"]
+  flags = [f"--sweep_dir={tmp_path / 'x'}", *rewards, "--graded_floor=0.1,0.2", "--reward=graded"]
+  done = run("sweep_reward", *flags, "--dry_run", "--", *judge)
+  assert done.returncode == 0, done.stderr
+  # What only `graded` reads makes no more runs of the judge, whose rule is `tiered`.
+  assert done.stdout.count("reward=judge") == 1 and done.stdout.count("reward=graded") == 2
+  done = run("sweep_reward", *flags, "--dry_run")
+  assert done.returncode == 1 and "needs a judge model" in done.stderr
+  assert "--judge_model" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+  done = run(
+    "sweep_reward", f"--sweep_dir={tmp_path / 'y'}", "--reward=judge", *common, *judge,
+    "--steps=1", "--prompts_per_step=2", "--group_size=2",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "| own | judge |" in (tmp_path / "y" / "sweep.md").read_text()
+
+
+def test_a_sweep_that_was_stopped_goes_on_from_the_checkpoint(common, tmp_path):
+  flags = [
+    str(EXPERIMENTS / "sweep_batch.py"), f"--sweep_dir={tmp_path}", "--prompts_per_step=2",
+    "--group_size=2", "--micro_batch_prompts=2", *common, "--steps=60",
+  ]  # fmt: skip
+  process = subprocess.Popen(
+    [sys.executable, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    start_new_session=True,
+  )  # fmt: skip
+  try:
+    deadline = time.monotonic() + 120
+    while not (found := list(tmp_path.glob("*/metrics.jsonl"))) or not found[0].stat().st_size:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+  finally:
+    process.kill()
+  assert process.returncode == EXIT_STOPPED, said
+  assert said.splitlines()[-1].startswith("sweep_batch: stopped by SIGINT")
+  done = len(found[0].read_text().splitlines())
+  assert 0 < done < 60
+  assert [path.name for path in (found[0].parent / "checkpoints").iterdir() if path.is_dir()] == [
+    str(done)
+  ]
+  again = run("sweep_batch", *flags[1:])
+  assert again.returncode == 0, again.stderr
+  assert f"at step {done}" in again.stderr  # it went on there
+  assert len(found[0].read_text().splitlines()) == 60 and (tmp_path / "sweep.md").exists()
 
 
 def test_batch_settings_get_the_same_budget_of_completions(common, tmp_path):
