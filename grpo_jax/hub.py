@@ -19,6 +19,15 @@ TOKENIZER_FILES = (
   "additional_chat_templates/*.jinja",
 )
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def name_and_revision(model: str | Path) -> tuple[str, str | None]:
+  """Parts `owner/name@revision`; a folder has no revision, whatever its path holds."""
+  name, _, revision = str(model).partition("@")
+  if Path(model).expanduser().is_dir() or not HUB_ID.fullmatch(name):
+    return str(model), None
+  return name, revision or None
 
 
 def checkpoint_folder(model: str | Path, files: tuple[str, ...]) -> Path:
@@ -37,8 +46,8 @@ def checkpoint_folder(model: str | Path, files: tuple[str, ...]) -> Path:
   folder = Path(model).expanduser()
   if folder.is_dir():
     return folder
-  name, _, revision = str(model).partition("@")
-  if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+  name, revision = name_and_revision(model)
+  if not HUB_ID.fullmatch(name):
     raise FileNotFoundError(
       f"{str(model)!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
     )
@@ -48,9 +57,7 @@ def checkpoint_folder(model: str | Path, files: tuple[str, ...]) -> Path:
 
   at = f" at revision {revision}" if revision else ""
   try:
-    found = huggingface_hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=list(files)
-    )
+    found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
   except errors.GatedRepoError as error:
     raise PermissionError(
       f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN"

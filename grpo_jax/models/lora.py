@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax import hub
 from grpo_jax.models.checkpoint import read_json
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.names import Entry, name_table
@@ -138,13 +139,13 @@ def save_adapters(
   folder = Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS_FILE, specs, tensors.items())
-  name, _, revision = base_model.partition("@")
+  name, revision = hub.name_and_revision(base_model)
   modules = {a.path[1]: a.name.split(".")[-3] for a, _ in _entries(config, lora)}
   described = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "base_model_name_or_path": name,
-    "revision": revision or None,
+    "revision": revision,
     "r": lora.rank,
     "lora_alpha": lora.alpha,
     "lora_dropout": 0.0,

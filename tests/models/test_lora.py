@@ -129,6 +129,15 @@ def test_adapters_come_back_as_they_were_saved(tiny, tmp_path):
   assert said["target_modules"] == ["v_proj", "up_proj"]
 
 
+def test_the_base_s_folder_is_named_whole(tiny, tmp_path):
+  config, _ = tiny
+  folder = tmp_path / "models@home" / "base"
+  folder.mkdir(parents=True)
+  save_adapters(config, noisy(config, LORA), LORA, tmp_path / "adapter", str(folder))
+  said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+  assert (said["base_model_name_or_path"], said["revision"]) == (str(folder), None)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
