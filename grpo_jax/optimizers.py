@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
 
 Optimizer = Literal["adamw", "adafactor"]
@@ -59,3 +60,10 @@ def make_optimizer(
     optax.add_decayed_weights(weight_decay),
     optax.scale_by_learning_rate(schedule),
   )
+
+
+def steps_taken(opt_state: Any) -> int:
+  """The count that the schedule of `make_optimizer` goes by: a skipped update is not in it."""
+  is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  (found,) = filter(is_count, jax.tree.leaves(opt_state, is_leaf=is_count))
+  return int(found.count)

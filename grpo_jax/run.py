@@ -24,7 +24,7 @@ from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
 from grpo_jax.grpo import step_key
 from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
-from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.programs import (
   assemble,
   cut_to_bucket,
@@ -94,13 +94,12 @@ class Run:
     self.grpo = resolve(config.grpo, self.policy, self.mesh, self.stop_ids)
     # The optimizer counts its own steps, of which a training step may take several.
     per_step = config.grpo.inner_updates * config.grpo.minibatches
-    schedule = make_schedule(
+    self.schedule = make_schedule(
       config.learning_rate, config.warmup_steps, config.decay, config.steps * per_step
     )
-    self.schedule = lambda step: schedule(step * per_step)
     self.tx = make_optimizer(
       config.optimizer,
-      schedule,
+      self.schedule,
       weight_decay=config.weight_decay,
       clip_norm=config.clip_norm,
     )
@@ -211,6 +210,7 @@ class Run:
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
     kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
+    rate = float(self.schedule(steps_taken(state.opt_state)))  # of the first of its updates
     state, found = self._learn(state, self.base, self.ref_params, rollout, rewards)
     found = {name: float(value) for name, value in (found | kl).items()}
     updated = time.perf_counter()
@@ -218,7 +218,7 @@ class Run:
     cut = reached_limit(drawn, self.grpo.sampling.max_tokens, self.stop_ids)
     metrics = rollout_metrics(drawn.mask, rewards, breakdowns, cut)
     metrics |= found | failures
-    metrics["learning_rate"] = float(self.schedule(step))
+    metrics["learning_rate"] = rate
     if hosts.is_first():
       write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
       if metrics["skipped_updates"]:

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as Spec
 
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.optimizers import make_optimizer, make_schedule
+from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.sharding import AXES, state_shardings
 
 
@@ -64,3 +64,13 @@ def test_the_learning_rate_rises_and_falls_to_the_end():
   assert rates(0.1, 2) == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1])
   assert rates(0.1, 2, "linear", 6) == pytest.approx([0.05, 0.1, 0.08, 0.06, 0.04, 0.02])
   assert rates(0.12, 0, "linear", 5) == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.0])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_the_state_says_how_many_steps_the_schedule_has_seen(name):
+  tx = make_optimizer(name, make_schedule(0.1, 2), weight_decay=0.0, clip_norm=1.0)
+  params = jnp.ones(3)
+  state = tx.init(params)
+  for taken in range(3):
+    assert steps_taken(state) == taken
+    _, state = tx.update(params, state, params)

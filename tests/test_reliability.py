@@ -273,13 +273,16 @@ def break_numbers(monkeypatch, steps):
 def test_a_bad_batch_changes_nothing_and_is_kept(settings, tmp_path, monkeypatch, caplog):
   break_numbers(monkeypatch, {1})
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), checkpoint_every=1,
-                               keep_checkpoints=9)  # fmt: skip
+                               keep_checkpoints=9, warmup_steps=8)  # fmt: skip
   with caplog.at_level("WARNING"):
     folder = train(config)
   lines = read_metrics(folder / "metrics.jsonl")
   assert [line["skipped_updates"] for line in lines] == [0, 2, 0, 0]  # two inner updates a step
   assert [line["alarms/skipped_update"] for line in lines] == [0, 1, 0, 0]
   assert all(np.isfinite(line["loss"]) for line in (lines[0], *lines[2:]))
+  # Of 0.01 / 8 an optimizer step: the skipped ones do not count, so step 2 is at step 1's rate.
+  rates = [line["learning_rate"] for line in lines]
+  assert rates == pytest.approx([0.01 * count / 8 for count in (1, 3, 3, 5)])
   like = training.Run(config).fresh_state()
   with Checkpoints(folder, read_only=True) as checkpoints:
     one, two, three = (checkpoints.restore(step, like)[0] for step in (1, 2, 3))
