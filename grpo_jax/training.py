@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from grpo_jax.run_folder import claimed, disk_is_full, whole_lines, write_text
 from grpo_jax.schema import ToolTask
 from grpo_jax.stop_signals import Stopped, StopSignals
 from grpo_jax.tracking import Tracking
+from grpo_jax.types import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,13 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
     if not hosts.from_first((run.dir / "eval_base.json").exists()):
       evaluate_all(run, "base", state.params, reward, signals.check)
     lines = [values for _, values in whole_lines(run.dir / "metrics.jsonl")][:first]
-    with _tracking(run, first) as tracking:
+    unevaluated = _unevaluated(run, first, lines)
+    if unevaluated:
+      unevaluated |= held_out_rewards(run, state.params, reward, signals.check)
+      lines.pop()
+    with _tracking(run, first - 1 if unevaluated else first) as tracking:
+      if unevaluated:
+        _record(run, checkpoints, tracking, lines, state, unevaluated)
       bar = tqdm(
         range(first, config.steps), "GRPO", config.steps, initial=first, unit="step",
         disable=not hosts.is_first(),
@@ -83,38 +91,24 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
       for step in profiled_steps(bar, run.dir, config.profile):
         try:
           state, metrics = run.step(step, state, reward, signals.check)
+          tokens += int(metrics.pop("tokens"))
+          metrics["num_tokens"] = tokens
+          if _evaluates_after(config, step + 1):
+            metrics |= held_out_rewards(run, state.params, reward, signals.check)
         except Stopped:
           if tracking:
+            if int(state.step) > step:
+              # The state before the update is gone, so the step is kept, and logged without its
+              # evaluation; the run makes up for that when it goes on.
+              tracking.log(step, metrics)
             tracking.sync()
           checkpoints.save(state, {"num_tokens": tokens})
           checkpoints.wait()
           raise
-        tokens += int(metrics.pop("tokens"))
-        metrics["num_tokens"] = tokens
-        done = step + 1
-        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
-          metrics |= held_out_rewards(run, state.params, reward)
-        lines.append({"step": step, **metrics})
-        metrics |= _alarms(lines)
-        if tracking:
-          tracking.log(step, metrics)
         bar.set_postfix(
           reward=f"{metrics['reward']:.3f}", tokens_s=f"{metrics['tokens_per_second']:.0f}"
         )
-        bad = _bad_in_a_row(lines)
-        if done % config.checkpoint_every == 0 or done == config.steps or bad:
-          if tracking:
-            tracking.sync()
-          evaluated = [value for name, value in metrics.items() if name.startswith("eval/")]
-          checkpoints.save(
-            state, {"num_tokens": tokens}, float(np.mean(evaluated)) if evaluated else None
-          )
-        if bad >= config.max_bad_steps:
-          raise TrainingFailed(
-            f"no finite update in {bad} steps up to {step}: the batches are in "
-            f"{run.dir / 'bad_steps'}; lower --learning_rate or --clip_norm, or use "
-            "--dtype=float32 (or raise --max_bad_steps)"
-          )
+        _record(run, checkpoints, tracking, lines, state, metrics)
     evaluate_all(run, "final", state.params, reward, signals.check)
   whole = merge(run.assemble(state.params))
   save_pretrained(run.policy, whole, run.dir / "model", tokenizer=run.tokenizer, dtype="float32")
@@ -136,6 +130,58 @@ def _tracking(run: Run, first: int) -> contextlib.AbstractContextManager[Trackin
   if not hosts.is_first():
     return contextlib.nullcontext()
   return Tracking(run.dir, run.config.track, start_step=first, config=run.record)
+
+
+def _evaluates_after(config: RunConfig, done: int) -> bool:
+  """Whether the policy is evaluated after so many steps; after the last one it always is."""
+  return bool(config.eval_every) and done % config.eval_every == 0 and done < config.steps
+
+
+def _unevaluated(
+  run: Run, done: int, lines: Sequence[Mapping[str, float | None]]
+) -> dict[str, float]:
+  """The metrics of the newest step where an evaluation is due but missing: it was stopped."""
+  due = bool(lines) and _evaluates_after(run.config, done)
+  missing = due and any(f"eval/{split}/reward" not in lines[-1] for split in run.held_out)
+  if not hosts.from_first(missing):
+    return {}
+  return {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "step"}
+
+
+def _record(
+  run: Run,
+  checkpoints: Checkpoints,
+  tracking: Tracking | None,
+  lines: list[dict[str, float]],
+  state: TrainState,
+  metrics: dict[str, float],
+) -> None:
+  """Logs the step that led to `state`, with its alarms, and saves a checkpoint where one is due.
+
+  Raises:
+    TrainingFailed: it was one bad step too many.
+  """
+  done = int(state.step)
+  lines.append({"step": done - 1, **metrics})
+  metrics |= _alarms(lines)
+  if tracking:
+    tracking.log(done - 1, metrics)
+  bad = _bad_in_a_row(lines)
+  if done % run.config.checkpoint_every == 0 or done == run.config.steps or bad:
+    if tracking:
+      tracking.sync()
+    evaluated = [value for name, value in metrics.items() if name.startswith("eval/")]
+    checkpoints.save(
+      state,
+      {"num_tokens": metrics["num_tokens"]},
+      float(np.mean(evaluated)) if evaluated else None,
+    )
+  if bad >= run.config.max_bad_steps:
+    raise TrainingFailed(
+      f"no finite update in {bad} steps up to {done - 1}: the batches are in "
+      f"{run.dir / 'bad_steps'}; lower --learning_rate or --clip_norm, or use "
+      "--dtype=float32 (or raise --max_bad_steps)"
+    )
 
 
 def _alarms(lines: list[dict[str, float]]) -> dict[str, float]:
@@ -177,10 +223,12 @@ def evaluate_all(
     write_text(run.dir / f"eval_{when}.json", json.dumps(summaries, indent=2) + "\n")
 
 
-def held_out_rewards(run: Run, params: Params, reward: Reward) -> dict[str, float]:
+def held_out_rewards(
+  run: Run, params: Params, reward: Reward, between: Callable[[], None] = lambda: None
+) -> dict[str, float]:
   """Mean reward on every held-out split, as metrics."""
   return {
-    f"eval/{split}/reward": _evaluated(run, params, tasks, reward)[0]["reward_mean"]
+    f"eval/{split}/reward": _evaluated(run, params, tasks, reward, between)[0]["reward_mean"]
     for split, tasks in run.held_out.items()
   }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -123,6 +124,40 @@ def test_a_signal_between_phases_loses_nothing(settings, whole, tmp_path, monkey
   with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
     assert checkpoints.newest_good() == 3
   assert_same_run(whole, train(config))
+
+
+def test_a_signal_in_an_evaluation_between_steps_loses_nothing(
+  settings, whole, tmp_path, monkeypatch
+):
+  folder = tmp_path / "run"
+  config = dataclasses.replace(settings, run_dir=str(folder))
+  evaluate, step, calls = training.evaluate, training.Run.step, itertools.count()
+  evaluations, steps = [], []
+
+  def interrupted(*arguments, **named):
+    call = next(calls)
+    if call in (1, 2):  # after the start's: that of step 2, and the same when the run goes on
+      os.kill(os.getpid(), signal.SIGTERM)
+    found = evaluate(*arguments, **named)
+    evaluations.append(call)
+    return found
+
+  def counted(run, number, *rest):
+    steps.append(number)
+    return step(run, number, *rest)
+
+  monkeypatch.setattr(training, "evaluate", interrupted)
+  monkeypatch.setattr(training.Run, "step", counted)
+  for _ in range(2):
+    with pytest.raises(training.Stopped, match="SIGTERM"):
+      train(config)
+    assert evaluations == [0] and steps == [0, 1, 2]  # given up, and no step is done again
+    (*_, last) = read_metrics(folder / "metrics.jsonl")
+    assert last["step"] == 2 and "eval/held_out/reward" not in last
+    with Checkpoints(folder, read_only=True) as checkpoints:
+      assert checkpoints.newest_good() == 3
+  assert_same_run(whole, train(config))
+  assert evaluations == [0, 3, 4] and steps == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
