@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import sys
@@ -20,10 +21,10 @@ from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.evaluate import evaluate
 from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, load_adapters, load_pretrained
-from grpo_jax.rewards import load_reward
+from grpo_jax.rewards import load_reward, reward_files
 from grpo_jax.run import read_tasks
 from grpo_jax.run_config import check_date, recorded_date
-from grpo_jax.scores import compare
+from grpo_jax.scores import compare, differing_settings
 from grpo_jax.tables import as_text, gain_rows, score_rows
 from grpo_jax.text import load_tokenizer, stop_token_ids
 
@@ -70,10 +71,14 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"--samples={FLAGS.samples} needs a --temperature above 0")
   scores, completions = out_paths(FLAGS.out)
   try:
+    settings = scored_by()
     earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
+    if earlier and (names := differing_settings(earlier[0], {"settings": settings})):
+      raise ValueError(f"--compare_with={FLAGS.compare_with} has another {', '.join(names)}")
     summary, rows = score_policy()
   except (ValueError, OSError) as error:
     sys.exit(f"evaluate: {error}")
+  summary["settings"] = settings
   scores.parent.mkdir(parents=True, exist_ok=True)
   scores.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
   write_jsonl(rows, completions)
@@ -95,6 +100,17 @@ def out_paths(out: str) -> tuple[Path, Path]:
   path = Path(out) if out.endswith(".json") else Path(out) / "eval.json"
   own = "" if path.name == "eval.json" else f"{path.stem}."
   return path, path.with_name(f"{own}completions.jsonl")
+
+
+def scored_by() -> dict[str, Any]:
+  """What two evaluations must share for their difference to be one of the policies."""
+  files = reward_files(FLAGS.reward)
+  return {
+    "reward": FLAGS.reward,
+    "reward_sha256": sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
+    "max_completion_tokens": FLAGS.max_completion_tokens,
+    "plain_user_text": FLAGS.plain_user_text,
+  }
 
 
 def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from grpo_jax.plots import plot_curves, plot_gain
 from grpo_jax.rewards import ERRORS
 from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS
-from grpo_jax.scores import SHOWN, compare
+from grpo_jax.scores import SHOWN, compare, differing_settings
 from grpo_jax.tables import Row, as_markdown, gain_rows
 from grpo_jax.tracking import read_metrics
 
@@ -68,14 +68,14 @@ def write_report(run_dir: Path | str) -> Path:
   config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
   metrics_path = run_dir / "metrics.jsonl"
   metrics = read_metrics(metrics_path) if metrics_path.exists() else []
-  base, final, pairs, comparisons = _read_evaluations(run_dir)
+  base, final, pairs, comparisons, notes = _read_evaluations(run_dir)
 
   plots = [plot_gain(base, final, run_dir / "gain.png")] if pairs else []
   plots += plot_curves(metrics, run_dir)
   content = {
     "title": run_dir.resolve().name,
     "finished": bool(final),
-    "headlines": [_headline(split, found) for split, found in comparisons.items()],
+    "headlines": [*(_headline(split, found) for split, found in comparisons.items()), *notes],
     "cost": _cost(metrics),
     "alarms": _alarms(metrics),
     "gain": Table("Reward before and after", *gain_rows(base, final, comparisons)),
@@ -103,7 +103,7 @@ def write_report(run_dir: Path | str) -> Path:
 
 def gain_table(run_dir: Path | str) -> Table:
   """The reward before and after, per split and behaviour, of a finished run folder."""
-  base, final, _, comparisons = _read_evaluations(Path(run_dir))
+  base, final, _, comparisons, _ = _read_evaluations(Path(run_dir))
   return Table("Reward before and after", *gain_rows(base, final, comparisons))
 
 
@@ -112,12 +112,26 @@ def reward_color(reward: float) -> str:
   return f"hsl({120 * min(1.0, max(0.0, reward)):.0f} 65% 88%)"
 
 
-def _read_evaluations(run_dir: Path) -> tuple[Summaries, Summaries, dict[str, Pair], Summaries]:
-  """Summaries before and after, the completions of both, and their comparison, by split."""
+def _read_evaluations(
+  run_dir: Path,
+) -> tuple[Summaries, Summaries, dict[str, Pair], Summaries, list[str]]:
+  """Summaries before and after, the completions of both, their comparison, and notes on it.
+
+  A split whose two evaluations were made with other settings has none before: only a note.
+  """
   base, final = (_read_summaries(run_dir / f"eval_{when}.json") for when in ("base", "final"))
+  found = {s: differing_settings(base[s], final[s]) for s in base if s in final}
+  notes = [
+    f"{split}: no gain, for the evaluations before and after differ in {', '.join(names)}"
+    for split, names in found.items()
+    if names
+  ]
+  if None in found.values():
+    notes.append("It is not recorded whether both evaluations had the same settings.")
+  base = {split: summary for split, summary in base.items() if not found.get(split)}
   pairs = {split: _read_pair(run_dir, split) for split in base if split in final}
   comparisons = {split: compare(*pair, seed=0) for split, pair in pairs.items() if all(pair)}
-  return base, final, pairs, comparisons
+  return base, final, pairs, comparisons, notes
 
 
 def _read_summaries(path: Path) -> Summaries:

@@ -135,11 +135,17 @@ class Run:
     del self.params
     return state
 
-  def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+  def start(
+    self, checkpoints: Checkpoints, begin: Callable[[Params], None] = lambda params: None
+  ) -> tuple[TrainState, int]:
     """The state to begin with, fresh or of the newest good checkpoint, and the tokens so far.
 
     A checkpoint counts only as far as metrics.jsonl is whole, so that the file ends up complete.
     Here the run begins: config.json is written, and the checkpoints after that one are deleted.
+
+    Args:
+      checkpoints: of the run folder.
+      begin: called with the parameters of step 0 before a checkpoint takes their place.
 
     Raises:
       ValueError: there are checkpoints, but they must not or cannot be gone on from.
@@ -152,6 +158,7 @@ class Run:
       write_text(self.dir / "config.json", json.dumps(self.record, indent=2) + "\n")
     state = self.fresh_state()
     checkpoints.drop_after(newest)
+    begin(state.params)
     if not newest:
       return state, 0
     state, meta = checkpoints.restore(newest, state)

@@ -116,6 +116,22 @@ def compare(
   }
 
 
+def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str] | None:
+  """The names of the settings that two summaries of a split do not share.
+
+  Args:
+    before: what `summarise` returns, with `settings` where they were written down.
+    after: the same, of the other evaluation.
+
+  Returns:
+    The names; None where one of the two does not say how it was made.
+  """
+  one, two = before.get("settings"), after.get("settings")
+  if one is None or two is None:
+    return None
+  return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
 def bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
   """The means of `resamples` resamples with replacement.
 

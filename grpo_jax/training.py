@@ -72,10 +72,8 @@ def train(config: RunConfig) -> Path:
 def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
   run = Run(config)
   with Checkpoints(config.run_dir, config.keep_checkpoints) as checkpoints:
-    state, tokens = run.start(checkpoints)
+    state, tokens = run.start(checkpoints, lambda p: _evaluate_start(run, p, reward, signals))
     first = int(state.step)
-    if not hosts.from_first((run.dir / "eval_base.json").exists()):
-      evaluate_all(run, "base", state.params, reward, signals.check)
     lines = [values for _, values in whole_lines(run.dir / "metrics.jsonl")][:first]
     unevaluated = _unevaluated(run, first, lines)
     if unevaluated:
@@ -203,6 +201,39 @@ def _bad_in_a_row(lines: Sequence[Mapping[str, float]]) -> int:
   return bad
 
 
+def _evaluate_start(run: Run, params: Params, reward: Reward, signals: StopSignals) -> None:
+  """Evaluates the policy before training, unless that was done with the settings of now."""
+  path = run.dir / "eval_base.json"
+  found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  wanted = {split: evaluation_settings(run.record, split) for split in run.held_out}
+  same = {split: summary.get("settings") for split, summary in found.items()} == wanted
+  if hosts.from_first(same):
+    return
+  if found:
+    log.info("%s is not known to be of today's settings: evaluating the start again", path)
+  evaluate_all(run, "base", params, reward, signals.check)
+
+
+def evaluation_settings(record: Mapping[str, Any], split: str) -> dict[str, Any]:
+  """What a score depends on besides the policy's training; two that differ in it say no gain.
+
+  Args:
+    record: what `run_record` returns.
+    split: the held-out one; its hash is that of the tasks that are left after `eval_limit`.
+  """
+  reward, judge = record["reward_config"], record["reward_config"]["judge"]
+  pick = lambda values, *names: {name: values[name] for name in names}
+  return {
+    **pick(record, "model_sha256", "reward", "max_prompt_tokens", "seed", "dtype"),
+    **pick(record, "template_date", "plain_user_text"),
+    **pick(reward, "parse", "weights", "on_error", "time_limit"),
+    "data_sha256": record["data_sha256"][split],
+    "reward_sha256": sorted(record["reward_sha256"].values()),
+    "max_completion_tokens": record["grpo"]["sampling"]["max_tokens"],
+    "judge": pick(judge, "model", "judged", "rubrics", "max_tokens") if judge else None,
+  }
+
+
 def evaluate_all(
   run: Run,
   when: str,
@@ -216,6 +247,7 @@ def evaluate_all(
   for split, tasks in run.held_out.items():
     log.info("evaluating %d held-out tasks (%s, %s)", len(tasks), split, when)
     summaries[split], rows = _evaluated(run, params, tasks, reward, between)
+    summaries[split]["settings"] = evaluation_settings(run.record, split)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if hosts.is_first():
       write_text(run.dir / "eval" / f"{when}_{split}.jsonl", text)

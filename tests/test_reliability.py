@@ -261,6 +261,53 @@ def test_what_alters_the_future_is_refused_unless_allowed(copied, tmp_path, chan
   train(dataclasses.replace(own, allow_changes=True))  # nothing is left to do but the report
 
 
+def base_of(folder: Path) -> tuple[dict, list[dict]]:
+  """The summary and the rows of the evaluation before training."""
+  rows = (folder / "eval" / "base_held_out.jsonl").read_text().splitlines()
+  summary = json.loads((folder / "eval_base.json").read_text())["held_out"]
+  return summary, [json.loads(row) for row in rows]
+
+
+@pytest.mark.parametrize("changed", ["reward", "length", "nothing", "unknown"])
+def test_the_gain_is_between_evaluations_of_the_same_settings(copied, tmp_path, changed):
+  folder, config = copied
+  summary, before = base_of(folder)
+  if changed == "reward":
+    (tmp_path / "other.py").write_text(
+      "def high(completion, task):\n  return 1 - sum(map(ord, completion)) % 7 / 6\n"
+    )
+    config = dataclasses.replace(config, reward=f"{tmp_path / 'other.py'}:high")
+  elif changed == "length":
+    shorter = dataclasses.replace(config.grpo.sampling, max_tokens=3)
+    config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, sampling=shorter))
+  else:  # a base of another policy: kept where it says that nothing changed, else made again
+    before[0]["completion"] = "not the start's"
+    text = "".join(json.dumps(row) + "\n" for row in before)
+    (folder / "eval" / "base_held_out.jsonl").write_text(text)
+  if changed == "unknown":
+    del summary["settings"]
+    (folder / "eval_base.json").write_text(json.dumps({"held_out": summary}))
+  train(dataclasses.replace(config, allow_changes=True))
+  found, after = base_of(folder)
+  if changed == "reward":  # the start's completions, although the run goes on from its end
+    assert [row["completion"] for row in after] == [row["completion"] for row in before]
+    for old, new in zip(before, after, strict=True):
+      assert new["reward"] == pytest.approx(1 - old["reward"])
+  elif changed == "length":
+    assert max(row["tokens"] for row in before) > 3 >= max(row["tokens"] for row in after)
+    assert all(b["tokens"] >= a["tokens"] for a, b in zip(after, before, strict=True))
+  else:
+    assert (after[0]["completion"] == "not the start's") == (changed == "nothing")
+  final = json.loads((folder / "eval_final.json").read_text())["held_out"]
+  assert found["settings"] == final["settings"]
+
+
+def test_a_lost_evaluation_of_the_start_is_made_of_the_start(copied, whole):
+  folder, config = copied
+  (folder / "eval_base.json").unlink()
+  assert_same_run(whole, train(config))
+
+
 def test_replay_finds_a_step_as_it_was_recorded(whole, tmp_path):
   before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
   found = replay(whole, 3)

@@ -134,6 +134,31 @@ def test_an_unfinished_run_gets_a_report_of_what_there_is(tmp_path):
   assert (folder / "reward.png").exists() and not (folder / "gain.png").exists()
 
 
+def settle(folder, when, settings):
+  """Writes settings into the summaries of one evaluation."""
+  path = folder / f"eval_{when}.json"
+  found = {k: v | {"settings": settings} for k, v in json.loads(path.read_text()).items()}
+  path.write_text(json.dumps(found))
+
+
+def test_evaluations_of_other_settings_are_not_compared(tmp_path):
+  folder = make_run(tmp_path / "run")
+  settle(folder, "base", {"reward": "tiered", "seed": 0})
+  settle(folder, "final", {"reward": "binary", "seed": 0})
+  text = write_report(folder).read_text(encoding="utf-8")
+  assert "seen: no gain, for the evaluations before and after differ in reward" in text
+  assert "mean reward" not in text.partition("<img")[0] and "has not finished" not in text
+  assert gain_table(folder).rows == [] and not (folder / "gain.png").exists()
+  settle(folder, "final", {"reward": "tiered", "seed": 0})
+  text = write_report(folder).read_text(encoding="utf-8")
+  assert "seen: mean reward" in text and "no gain" not in text and "not recorded" not in text
+
+
+def test_evaluations_without_their_settings_are_compared_with_a_word(run, page):
+  assert "seen: mean reward" in page.text
+  assert page.text.count("not recorded whether both evaluations had the same settings") == 1
+
+
 def test_a_run_that_only_has_its_settings_gets_a_report(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   assert "No training step was logged" in write_report(tmp_path).read_text(encoding="utf-8")

@@ -81,6 +81,11 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   other = run(folder, data, f"--out={folder / 'third'}", compare)
   assert other.returncode != 0 and "not of the same tasks" in other.stderr
 
+  # A difference between two rewards would say nothing of the policies.
+  other = run(folder, data, f"--out={folder / 'fourth'}", "--limit=8", compare, "--reward=binary")
+  assert other.returncode != 0 and f"{compare} has another reward" in other.stderr
+  assert not (folder / "fourth").exists()
+
 
 READ = """
 import runpy, sys
