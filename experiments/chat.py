@@ -2,6 +2,8 @@
 
 python experiments/chat.py --model=runs/my_run/model --tools=tools.json
 
+A LoRA run leaves `adapter/`: `--model` is then its base, and `--adapter` that folder.
+
 `--tools` is a JSON list of tool schemas. One message a line; /reset starts over, /quit or the end
 of the input leaves.
 """

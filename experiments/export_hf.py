@@ -2,8 +2,8 @@
 
 python experiments/export_hf.py --model=runs/my_run/model --out=exported --dtype=bfloat16
 
-Every run leaves such a folder at `model/`; this script stores one in another dtype or shard size,
-makes a plain folder out of a hub id, or merges LoRA adapters into their base.
+A run leaves such a folder at `model/` (a LoRA run `adapter/`); this script stores one in another
+dtype or shard size, makes a plain folder out of a hub id, or merges LoRA adapters into their base.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from grpo_jax.models import attach, load_adapters, load_pretrained, merge, save_pretrained
+from grpo_jax.models import attach, load_adapters, load_pretrained, save_pretrained
 from grpo_jax.text import load_tokenizer
 
 FLAGS = flags.FLAGS
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   try:
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
     if FLAGS.adapter:
-      params = merge(attach(params, *load_adapters(FLAGS.adapter, config)))
+      params = attach(params, *load_adapters(FLAGS.adapter, config))
     tokenizer = load_tokenizer(FLAGS.model)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")

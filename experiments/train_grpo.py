@@ -97,6 +97,9 @@ flags.DEFINE_float("lora_alpha", D.lora_alpha, "adapters are scaled by this / --
 flags.DEFINE_string(
   "lora_targets", D.lora_targets, "linear layers with adapters: some of q,k,v,o,gate,up,down"
 )
+flags.DEFINE_bool(
+  "save_merged", D.save_merged, "with --lora_rank: also write model/, adapters merged, float32"
+)
 flags.DEFINE_enum(
   "optimizer",
   D.optimizer,
@@ -233,7 +236,7 @@ def run_config() -> RunConfig:
       for name in (
         "model", "data", "data_seed", "eval_limit", "reward", "steps", "prompts_per_step",
         "max_prompt_tokens", "template_date", "plain_user_text", "lora_rank", "lora_alpha",
-        "lora_targets", "optimizer",
+        "lora_targets", "save_merged", "optimizer",
         "learning_rate", "warmup_steps", "decay", "weight_decay", "clip_norm", "seed",
         "mesh", "dtype", "checkpoint_every", "keep_checkpoints", "eval_every", "kl_every",
         "resume", "allow_changes", "max_bad_steps", "profile",

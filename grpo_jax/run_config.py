@@ -33,7 +33,7 @@ Dtype = Literal["float32", "bfloat16"]
 # Settings that may differ between the parts of one run: they do not change its numbers.
 FREE = (
   "run_dir", "steps", "checkpoint_every", "keep_checkpoints", "resume", "allow_changes",
-  "max_bad_steps", "track", "mesh", "profile",
+  "max_bad_steps", "track", "mesh", "profile", "save_merged",
 )  # fmt: skip
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names
 
@@ -59,6 +59,7 @@ class RunConfig:
     lora_rank: rank of the adapters that are trained on the frozen model; 0 trains the whole model.
     lora_alpha: the adapters' product is scaled by this over the rank.
     lora_targets: the linear layers that have adapters, of q, k, v, o, gate, up and down.
+    save_merged: of a LoRA run, also write model/, with the adapters merged into float32 kernels.
     optimizer: `adamw`, or `adafactor`, whose state is much smaller (see `make_optimizer`).
     learning_rate: the optimizer's, after the warm-up.
     warmup_steps: linear warm-up, in optimizer steps.
@@ -100,6 +101,7 @@ class RunConfig:
   lora_rank: int = 0
   lora_alpha: float = 32.0
   lora_targets: str = "q,k,v,o,gate,up,down"
+  save_merged: bool = False
   optimizer: Optimizer = "adamw"
   learning_rate: float = 1e-6
   warmup_steps: int = 5
@@ -138,7 +140,7 @@ class RunConfig:
     ):  # fmt: skip
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)} must not be negative")
-    for name in ("lora_alpha", "lora_targets"):
+    for name in ("lora_alpha", "lora_targets", "save_merged"):
       if not self.lora and getattr(self, name) != getattr(RunConfig, name):
         raise ValueError(f"--{name}={getattr(self, name)} needs a --lora_rank above 0")
     if self.prompts_per_step % self.grpo.minibatches:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from grpo_jax import alarms, hosts
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.evaluate import evaluate
-from grpo_jax.models import Params, merge, save_adapters, save_pretrained
+from grpo_jax.models import Params, save_adapters, save_pretrained
 from grpo_jax.profiling import profiled_steps
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
@@ -45,7 +45,7 @@ def train(config: RunConfig) -> Path:
   Returns:
     The run folder, with all that DESIGN calls for: config.json, metrics.jsonl, rollouts/,
     checkpoints/, eval_base.json, eval_final.json, report.md, report.html, *.png and model/
-    (with LoRA, adapter/ too).
+    (with LoRA adapter/, and model/ only with `save_merged`).
 
   Raises:
     ValueError: settings, data and model do not fit together; one sentence, before any work.
@@ -108,11 +108,14 @@ def _train(config: RunConfig, reward: Reward, signals: StopSignals) -> Path:
         )
         _record(run, checkpoints, tracking, lines, state, metrics)
     evaluate_all(run, "final", state.params, reward, signals.check)
-  whole = merge(run.assemble(state.params))
-  save_pretrained(run.policy, whole, run.dir / "model", tokenizer=run.tokenizer, dtype="float32")
-  if config.lora:
-    folder = run.dir / "adapter"
-    save_adapters(run.policy, state.params, config.lora, folder, config.model)
+  model = run.dir / "model"
+  if config.lora:  # first what was trained, which is small and cannot be had again
+    save_adapters(run.policy, state.params, config.lora, run.dir / "adapter", config.model)
+  if config.save_merged or not config.lora:
+    whole = run.assemble(state.params)
+    save_pretrained(run.policy, whole, model, tokenizer=run.tokenizer, dtype="float32")
+  elif model.exists():
+    log.warning("%s may be older than adapter/: --save_merged writes it again", model)
   if hosts.is_first():
     write_report(run.dir)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -89,8 +89,26 @@ def test_a_run_moves_from_the_base_and_says_how_far(finished):
   assert json.loads((folder / "config.json").read_text())["lora_rank"] == 4
 
 
-def test_the_exports_are_the_base_with_the_change(finished):
+def test_the_adapters_are_saved_before_a_merged_model_and_that_only_on_demand(
+  settings, finished, tmp_path
+):
   folder, _ = finished
+  assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+  assert not (folder / "model").exists()
+  other = tmp_path / "run"
+  shutil.copytree(folder, other)
+  shutil.rmtree(other / "adapter")
+  (other / "model").write_text("in the way")
+  with pytest.raises(FileExistsError):
+    train(dataclasses.replace(settings, run_dir=str(other), save_merged=True))
+  for file in (folder / "adapter").iterdir():
+    assert (other / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_exports_are_the_base_with_the_change(settings, finished, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(finished[0], folder)
+  train(dataclasses.replace(settings, run_dir=str(folder), save_merged=True))
   config, base = load_pretrained(TINY_MODEL)
   adapters, lora = load_adapters(folder / "adapter", config)
   assert (lora.rank, lora.alpha, lora.targets) == (4, 32.0, ("q", "v", "down"))
@@ -110,7 +128,7 @@ def test_a_continued_run_ends_as_one_that_never_stopped(settings, finished, tmp_
   folder, _ = finished
   other = tmp_path / "run"
   shutil.copytree(folder, other)
-  for lost in ("checkpoints/2", "adapter", "model"):  # back to the end of the first step
+  for lost in ("checkpoints/2", "adapter"):  # back to the end of the first step
     shutil.rmtree(other / lost)
   config = dataclasses.replace(settings, run_dir=str(other))
   with pytest.raises(ValueError, match=r"lora_rank \(4 then, 0 now\)"):

@@ -75,13 +75,14 @@ def test_the_record_holds_what_a_rerun_needs():
 
 
 def test_a_folder_belongs_to_a_run_with_the_same_numbers():
-  config = RunConfig(run_dir="runs/x")
+  config = RunConfig(run_dir="runs/x", lora_rank=4)
   old = json.loads(json.dumps(run_record(config, {"train": "abc"})))
   assert changed_settings(old, run_record(config, {"train": "abc"})) == []
 
   moved = dataclasses.replace(
     config, run_dir="runs/y", steps=7, checkpoint_every=3, keep_checkpoints=9, resume="never",
     track=("mlflow",), mesh="fsdp:-1", allow_changes=True, max_bad_steps=9, profile=2,
+    save_merged=True,
   )  # fmt: skip
   assert set(FREE) == {f for f in FREE if getattr(moved, f) != getattr(config, f)}
   assert changed_settings(old, run_record(moved, {"train": "abc"})) == []

@@ -24,7 +24,7 @@ from grpo_jax.models.checkpoint import read_json
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.names import Entry, name_table
 from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
-from grpo_jax.models.weights import Params, host_array
+from grpo_jax.models.weights import ADAPTER, Params, host_array, merged_kernel
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -105,15 +105,15 @@ def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
 def merge(params: Params) -> Params:
   """Folds attached adapters into their kernels, W + A B in float32; other leaves stay as they are.
 
-  For export. Training and sampling keep the two apart: in bfloat16 a change below half a unit in
-  the last place of W would be rounded away, and the sampler would draw from the base.
+  All kernels at once, beside the base; `save_pretrained` merges one at a time. Training and
+  sampling keep the two apart: in bfloat16 a change below half a unit in the last place of W would
+  be rounded away, and the sampler would draw from the base.
   """
   if "lora_a" not in params:
     return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
-  a, b = (params[name].astype(jnp.float32) for name in ("lora_a", "lora_b"))
-  change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-  rest = {name: x for name, x in params.items() if not name.startswith("lora_")}
-  return rest | {"kernel": params["kernel"].astype(jnp.float32) + change}
+  a, b = (params[name] for name in ADAPTER)
+  rest = {name: x for name, x in params.items() if name not in ADAPTER}
+  return rest | {"kernel": merged_kernel(params["kernel"], a, b)}
 
 
 def save_adapters(

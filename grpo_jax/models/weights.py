@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import hub
@@ -23,6 +24,7 @@ ShardingFn = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
 # enough columns at a time for the transpose to stay in cache.
 _BLOCK_BYTES = 8 << 20
 _SHARD_BYTES = 5_000_000_000
+ADAPTER = ("lora_a", "lora_b")  # beside the kernel that they adapt
 
 
 def load_config(model: str | Path) -> DecoderConfig:
@@ -85,7 +87,7 @@ def load_pretrained(
   if dtype is None:
     dtype = str(DTYPES[files[table[0].name].dtypes[table[0].name]])
   config = dataclasses.replace(config, dtype=cast(Dtype, dtype))
-  wanted = np.dtype(jax.numpy.dtype(dtype))
+  wanted = np.dtype(jnp.dtype(dtype))
   params: Params = {}
   for entry in table:
     file = files[entry.name]
@@ -112,11 +114,13 @@ def save_pretrained(
 ) -> None:
   """Writes a checkpoint that transformers and vLLM load: config, safetensors, tokenizer.
 
-  On several hosts every process must call it; the first one writes.
+  On several hosts every process must call it; the first one writes. Adapters are merged one tensor
+  at a time: beside the parameters, the device needs room for the largest kernel only.
 
   Args:
     config: the decoder's config.
-    params: the parameter tree of `name_table`, in any sharding.
+    params: the parameter tree of `name_table`, in any sharding; adapters that lie over it
+      (`lora.attach`) are merged into their kernels, float32.
     out_dir: the folder, made if missing; its older weights are replaced.
     tokenizer: saved beside the weights when given.
     dtype: of the files; None keeps the parameters' own.
@@ -126,7 +130,9 @@ def save_pretrained(
     ValueError: the tree does not fit the config; the message lists what differs.
   """
   table = name_table(config)
-  leaves = _flatten(params)
+  every = _flatten(params)
+  leaves = {path: leaf for path, leaf in every.items() if path[-1] not in ADAPTER}
+  adapted = {(*path[:-1], "kernel") for path in every if path[-1] in ADAPTER}
   wanted = {entry.path: entry.shape for entry in table}
   shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
   if wanted != shapes:
@@ -134,10 +140,8 @@ def save_pretrained(
       f"{'/'.join(p)} {shapes[p]}, expected {wanted[p]}" for p in wanted if shapes[p] != wanted[p]
     ]
     raise ValueError(f"the parameters do not fit the config: {', '.join(odd)}")
-  stored = {
-    e.name: (e.stored_shape, np.dtype(jax.numpy.dtype(dtype or leaves[e.path].dtype)))
-    for e in table
-  }
+  own = lambda path: "float32" if path in adapted else leaves[path].dtype
+  stored = {e.name: (e.stored_shape, np.dtype(jnp.dtype(dtype or own(e.path)))) for e in table}
   if unknown := {str(d) for _, d in stored.values()} - {str(d) for d in DTYPES.values()}:
     raise ValueError(f"cannot store {', '.join(unknown)} parameters; give a dtype")
   shards = _split(stored, max_shard_bytes)
@@ -151,12 +155,17 @@ def save_pretrained(
   if writer:
     folder.mkdir(parents=True, exist_ok=True)
   entries = {entry.name: entry for entry in table}
+
+  def fetch(tensor: str) -> np.ndarray:
+    entry = entries[tensor]
+    leaf = leaves[entry.path]
+    if entry.path in adapted:
+      leaf = merged_kernel(leaf, *(every[*entry.path[:-1], half] for half in ADAPTER))
+    return host_array(leaf, entry, stored[tensor][1])
+
   for name, shard in zip(names, shards, strict=True):
     specs = {tensor: stored[tensor] for tensor in shard}
-    tensors = (
-      (tensor, host_array(leaves[entries[tensor].path], entries[tensor], specs[tensor][1]))
-      for tensor in shard
-    )
+    tensors = ((tensor, fetch(tensor)) for tensor in shard)
     if writer:
       write_tensors(folder / name, specs, tensors)
     else:
@@ -210,6 +219,13 @@ def _place(
     return seen[key]
 
   return jax.make_array_from_callback(entry.shape, sharding, read_once)
+
+
+def merged_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  """W + A B in float32; `attach` has scaled B."""
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  return kernel.astype(jnp.float32) + change
 
 
 def host_array(leaf: Any, entry: Entry, dtype: np.dtype) -> np.ndarray:

@@ -13,7 +13,17 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.models import DecoderConfig, init_params, load_pretrained, save_pretrained
+from grpo_jax.models import (
+  DecoderConfig,
+  LoraConfig,
+  attach,
+  init_adapters,
+  init_params,
+  load_pretrained,
+  merge,
+  save_adapters,
+  save_pretrained,
+)
 from grpo_jax.text import load_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "experiments/export_hf.py"
@@ -60,6 +70,17 @@ def test_an_export_keeps_dtype_weights_tokenizer_and_template(model, tmp_path):
   assert not described.keys() & {"extra_special_tokens", "backend", "is_local", "local_files_only"}
   assert tokenizer.chat_template == load_tokenizer(model).chat_template
   assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_an_export_with_adapters_is_their_merge(model, tmp_path):
+  config, base = load_pretrained(model, None)
+  lora = LoraConfig(2, 4.0, ("q", "down"))
+  adapters = jax.tree.map(lambda x: x + 0.1, init_adapters(config, lora, jax.random.key(1)))
+  save_adapters(config, adapters, lora, tmp_path / "adapter", str(model))
+  done = _export(f"--model={model}", f"--adapter={tmp_path / 'adapter'}", f"--out={tmp_path / 'x'}")
+  assert done.returncode == 0, done.stderr
+  merged = jax.tree.map(lambda x: x.astype("bfloat16"), merge(attach(base, adapters, lora)))
+  jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / "x", None)[1], merged)
 
 
 def test_an_export_onto_its_source_is_refused(model):

@@ -20,6 +20,7 @@ CONTRADICTIONS = {
   "--kl_weight=-1": "kl_weight must not be negative",
   "--lora_alpha=8": "--lora_alpha=8.0 needs a --lora_rank above 0",
   "--lora_targets=q,v": "--lora_targets=q,v needs a --lora_rank above 0",
+  "--save_merged": "--save_merged=True needs a --lora_rank above 0",
   "--lora_rank=4 --lora_targets=q,head": "lora_targets=q,head; expected some of q,k,v,o,gate,up",
   "--lora_rank=4 --lora_alpha=0": "lora_alpha=0; expected both to be positive",
   "--lora_rank=-1": "--lora_rank=-1 must not be negative",
@@ -61,7 +62,7 @@ GIVEN = (
   "--eval_every=5 --resume=never --track=tensorboard,mlflow --advantage=none --aggregation=token "
   "--warmup_steps=1 --weight_decay=0.1 --clip_norm=2 --keep_checkpoints=3 --eval_limit=8 "
   "--data_seed=4 --parse=auto --remat=dots --lora_rank=4 --lora_alpha=8 --lora_targets=q,v "
-  "--optimizer=adafactor --template_date=2023-12-24 --plain_user_text=true"
+  "--optimizer=adafactor --save_merged --template_date=2023-12-24 --plain_user_text=true"
 )
 PRESET = "--run_dir=runs/b --preset=tiny --group_size=4"
 

@@ -22,8 +22,10 @@ from grpo_jax.models import (
   merge,
   save_adapters,
   save_pretrained,
+  weights,
 )
 from grpo_jax.models.lora import TARGETS
+from grpo_jax.models.tensor_file import TensorFile
 
 LORA = LoraConfig(3, 6.0)
 run = jax.jit(forward, static_argnums=0)
@@ -114,6 +116,41 @@ def test_a_change_too_small_for_bfloat16_weights_is_not_lost(tiny):
   assert kept > 0.5  # most weights would not have moved at all
   moved = np.abs(logits(config, adapted) - logits(config, base))
   assert moved.max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_save_merges_one_kernel_at_a_time(tiny, tmp_path, monkeypatch, dtype):
+  config = dataclasses.replace(tiny[0], dtype=dtype)
+  base = jax.tree.map(lambda x: x.astype(dtype), tiny[1])
+  adapted = attach(base, noisy(config, dataclasses.replace(LORA, targets=("q", "down"))), LORA)
+  in_float32 = lambda: sum(x.nbytes for x in jax.live_arrays() if x.dtype == jnp.float32)
+  live, to_host = [], weights.host_array
+
+  def watched(*arguments):
+    live.append(in_float32())
+    return to_host(*arguments)
+
+  monkeypatch.setattr(weights, "host_array", watched)
+  before = in_float32()
+  save_pretrained(config, adapted, tmp_path, dtype="float32")
+  assert max(live) - before == 48 * 32 * 4  # the kernel of `down`
+
+  found = load_pretrained(tmp_path)[1]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    found,
+    jax.tree.map(lambda x: x.astype(jnp.float32), merge(adapted)),
+  )
+  layer = adapted["layers_1"]["q"]
+  change = jnp.matmul(layer["lora_a"], layer["lora_b"], precision="highest")
+  wanted = layer["kernel"].astype(jnp.float32) + change
+  np.testing.assert_array_equal(found["layers_1"]["q"]["kernel"], wanted)
+  # Without a dtype a merged kernel is float32, and what has no adapter stays as it is.
+  save_pretrained(config, adapted, tmp_path)
+  stored = TensorFile(tmp_path / "model.safetensors").dtypes
+  own = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+  assert stored["model.layers.1.self_attn.q_proj.weight"] == "F32"
+  assert stored["model.layers.1.self_attn.k_proj.weight"] == own
 
 
 def test_adapters_come_back_as_they_were_saved(tiny, tmp_path):
