@@ -206,4 +206,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _storable(state: TrainState) -> dict[str, Any]:
   """Typed keys are stored as their numbers."""
-  return {**state._asdict(), "key": jax.random.key_data(state.key)}
+  return {
+    "params": state.params,
+    "opt_state": state.opt_state,
+    "step": state.step,
+    "key": jax.random.key_data(state.key),
+  }

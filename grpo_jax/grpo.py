@@ -2,39 +2,43 @@
 
 Algorithm 1 of DeepSeekMath (arXiv:2402.03300) as pure functions over pytrees: sample a group for
 each prompt, reward it, compare each candidate with its group, take clipped policy-gradient steps.
-Files, clocks, logs and text rewards live elsewhere (`training.py`).
+`grpo_step` is what training, replay and the notebook run; files, clocks and text rewards are in the
+`collect` that they give it. Losses and advantages are in `losses.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
-from grpo_jax.algorithms import (
-  REDUCTIONS,
-  AdvantageScale,
-  Aggregation,
-  LossSums,
-  group_advantages,
-  grpo_loss,
-  k3_divergence,
-  loss_count,
-  loss_metrics,
+from grpo_jax import losses
+from grpo_jax.losses import AdvantageScale, Aggregation, Loss, k3_divergence, masked_mean
+from grpo_jax.models import (
+  DecoderConfig,
+  LoraConfig,
+  Params,
+  Remat,
+  TokenLogprobs,
+  completion_logprobs,
+  with_adapters,
 )
-from grpo_jax.models import DecoderConfig, Params, Remat, TokenLogprobs, completion_logprobs
 from grpo_jax.placement import split_prompts
-from grpo_jax.sampling import SamplingConfig, sample_groups
-from grpo_jax.sharding import split_parameters
-from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
+from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sharding import AnyMesh, on_mesh, split_parameters, state_shardings
+from grpo_jax.types import Array, GRPOBatch, Prompts, Rollout, TrainState
 
-RewardFn = Callable[[Rollout], jax.Array]
-Assemble = Callable[[Params], Params]
+Collect = Callable[[TrainState, Prompts], tuple[Rollout, Array]]
+Update = Callable[[TrainState, GRPOBatch], tuple[TrainState, dict[str, jax.Array]]]
+Reference = Callable[[Rollout], jax.Array | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class GRPOConfig:
   Attributes:
     sampling: how the groups are drawn.
     advantage: `std` (the paper) or `none`: what group advantages are divided by.
-    aggregation: `sequence` (the paper) or `token`: what the loss is a mean over.
+    advantage_epsilon: added to the standard deviation, in units of reward.
+    loss: the per-token loss, one of `losses.LOSSES`.
+    aggregation: what the loss is a mean over: `sequence` (the paper), `token` or `constant`; see
+      `losses.token_weights`.
     clip_low: epsilon below 1 for the ratio.
     clip_high: epsilon above 1 for the ratio.
     kl_weight: beta, in reward per nat; 0 needs no reference policy.
@@ -63,6 +70,8 @@ class GRPOConfig:
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
   advantage: AdvantageScale = "std"
+  advantage_epsilon: float = 1e-4
+  loss: Loss = "grpo"
   aggregation: Aggregation = "sequence"
   clip_low: float = 0.2
   clip_high: float = 0.2
@@ -89,35 +98,34 @@ class GRPOConfig:
 
 def grpo_step(
   state: TrainState,
-  ref_params: Params | None,
   prompts: Prompts,
-  reward_fn: RewardFn,
   *,
-  policy: DecoderConfig,
-  tx: optax.GradientTransformation,
-  cfg: GRPOConfig,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+  collect: Collect,
+  update: Update,
+  reference: Reference = lambda rollout: None,
+  settings: GRPOConfig,
+) -> tuple[TrainState, dict[str, jax.Array], Rollout, Array]:
   """One iteration of Algorithm 1, DeepSeekMath (arXiv:2402.03300).
 
-  With a `reward_fn` of jnp operations the whole step goes under one `jax.jit`; with a text reward
-  on the host the two halves are compiled each for themselves (`training.py`).
+  With a `collect` of jnp operations the whole step goes under one `jax.jit`; text rewards run on
+  the host between compiled programs (`sampling.sample_program`, `update_program`).
 
   Args:
-    state: the policy before the step.
-    ref_params: the frozen reference, or None when `cfg.kl_weight` is 0.
+    state: the policy before the step; its buffers may be donated to `update`.
     prompts: P prompts of S tokens.
-    reward_fn: from a `Rollout` to rewards [P, G] float32.
-    policy: the decoder.
-    tx: the optimizer.
-    cfg: the numbers of the algorithm.
+    collect: from the state and the prompts to a `Rollout` and its rewards [P, G] float32.
+    update: from the state and a `GRPOBatch` to the next state and metrics.
+    reference: from a rollout to log-probs under the frozen reference [P, G, T], or to None where
+      `settings.kl_weight` is 0.
+    settings: the numbers of the algorithm.
 
   Returns:
-    The state after the step and its metrics (float32 scalars).
+    The state after the step, its metrics (float32 scalars), the rollout and its rewards.
   """
-  rollout = sample_groups(policy, state.params, prompts, step_key(state), cfg.sampling)  # pi_old
-  rewards = reward_fn(rollout)  # r_i  [P, G]
-  batch = make_batch(rollout, rewards, ref_params, policy=policy, cfg=cfg)  # A_i  [P, G]
-  return update(state, batch, policy=policy, tx=tx, cfg=cfg)  # mu times
+  rollout, rewards = collect(state, prompts)  # o_i ~ pi_old and r_i  [P, G, T], [P, G]
+  batch = make_batch(rollout, rewards, reference(rollout), settings)  # A_i and token weights
+  state, metrics = update(state, batch)  # mu times
+  return state, metrics, rollout, rewards
 
 
 def step_key(state: TrainState) -> jax.Array:
@@ -126,60 +134,69 @@ def step_key(state: TrainState) -> jax.Array:
 
 
 def make_batch(
-  rollout: Rollout,
-  rewards: jax.Array,
-  ref_params: Params | None,
-  *,
-  policy: DecoderConfig,
-  cfg: GRPOConfig,
+  rollout: Rollout, rewards: Array, ref_logp: Array | None, settings: GRPOConfig
 ) -> GRPOBatch:
-  """Turns rewards [P, G] into advantages and adds the reference's log-probs where needed."""
-  ref_logp = None
-  if cfg.kl_weight:
-    if ref_params is None:
-      raise ValueError("kl_weight is not 0, so a reference policy is needed")
-    ref_logp = lax.stop_gradient(_all_logprobs(policy, ref_params, rollout, cfg))
-  return GRPOBatch(rollout, group_advantages(rewards, scale=cfg.advantage), ref_logp)
+  """Turns rewards [P, G] into advantages, and the loss mask into weights that sum to 1.
+
+  Raises:
+    ValueError: there is a KL term and no `ref_logp`.
+  """
+  if settings.kl_weight and ref_logp is None:
+    raise ValueError("kl_weight is not 0, so a reference policy is needed")
+  advantages, weights = _teaching_signal(rewards, rollout.loss_mask, settings)
+  return GRPOBatch(rollout, advantages, weights, ref_logp if settings.kl_weight else None)
 
 
-def kl_to_reference(
-  ref_params: Params, rollout: Rollout, *, policy: DecoderConfig, cfg: GRPOConfig
-) -> jax.Array:
-  """The k3 estimate of KL(pi_old || pi_ref) over the sampled tokens, to watch: nats per token."""
-  ref_logp = _all_logprobs(policy, ref_params, rollout, cfg)
-  divergence = jnp.where(rollout.mask, k3_divergence(rollout.logp, ref_logp), 0.0)
-  return divergence.sum() / jnp.maximum(rollout.mask.sum(), 1)
+@functools.partial(jax.jit, static_argnames="settings")
+def _teaching_signal(
+  rewards: Array, loss_mask: Array, settings: GRPOConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Advantages [P, G], and token weights [P, G, T] that sum to 1 over each minibatch."""
+  advantages = losses.group_advantages(
+    rewards, scale=settings.advantage, epsilon=settings.advantage_epsilon
+  )
+  weigh = functools.partial(
+    losses.token_weights,
+    aggregation=settings.aggregation,
+    max_tokens=settings.sampling.max_tokens,
+  )
+  pieces = _split(loss_mask, settings.minibatches)
+  return advantages, jax.vmap(weigh)(pieces).reshape(loss_mask.shape)
 
 
 def update(
   state: TrainState,
   batch: GRPOBatch,
+  base: Params | None = None,
   *,
-  policy: DecoderConfig,
+  config: DecoderConfig,
   tx: optax.GradientTransformation,
-  cfg: GRPOConfig,
-  assemble: Assemble = lambda trained: trained,
+  settings: GRPOConfig,
+  lora: LoraConfig | None = None,
+  mesh: AnyMesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes `inner_updates` passes of `minibatches` optimizer steps on one batch.
 
   Args:
     state: the policy before; its buffers may be donated.
-    batch: completions, advantages and log-probs under pi_old (and pi_ref).
-    policy: the decoder.
+    batch: from `make_batch`.
+    base: the frozen model that adapters are laid over; None trains the whole model.
+    config: the decoder.
     tx: the optimizer.
-    cfg: the numbers of the algorithm.
-    assemble: from what is trained, `state.params`, to the decoder's parameters: the same, or
-      adapters laid over a frozen base (`models.attach`), which then has no gradient at all.
+    settings: the numbers of the algorithm.
+    lora: what is adapted; with `base`.
+    mesh: where the state is placed again; None leaves that open.
 
   Returns:
     The state after (its step one higher) and the metrics, averaged over the optimizer steps. A step
     whose loss or gradient is not finite changes nothing and counts in `skipped_updates`.
   """
-  pieces = _split(batch, cfg.minibatches)
 
   def optimizer_step(carry, piece):
     params, opt_state = carry
-    grads, metrics = policy_gradient(params, piece, policy=policy, cfg=cfg, assemble=assemble)
+    grads, metrics = policy_gradient(
+      params, piece, base, config=config, settings=settings, lora=lora
+    )
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
     metrics["skipped_updates"] = 1.0 - finite  # one bad batch must not spoil the parameters
@@ -187,118 +204,236 @@ def update(
     new = (optax.apply_updates(params, updates), new_opt_state)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, carry), metrics
 
-  def one_pass(carry, _):
-    return lax.scan(optimizer_step, carry, pieces)
-
-  carry = (state.params, state.opt_state)
-  if cfg.inner_updates * cfg.minibatches == 1:  # the common case needs no loop around it
-    carry, metrics = optimizer_step(carry, batch)
-  else:
-    carry, stacked = lax.scan(one_pass, carry, None, length=cfg.inner_updates)
-    metrics = {name: REDUCTIONS.get(name, jnp.mean)(x) for name, x in stacked.items()}
-  return TrainState(*carry, state.step + 1, state.key), metrics
+  with on_mesh(mesh):
+    carry = (state.params, state.opt_state)
+    if settings.inner_updates * settings.minibatches == 1:  # the common case needs no loop
+      carry, metrics = optimizer_step(carry, batch)
+    else:
+      pieces = _split(batch, settings.minibatches)
+      one_pass = lambda carry, _: lax.scan(optimizer_step, carry, pieces)
+      carry, steps = lax.scan(one_pass, carry, None, length=settings.inner_updates)
+      metrics = {name: _over_steps(name, values) for name, values in steps.items()}
+  state = TrainState(*carry, state.step + 1, state.key)
+  if mesh is not None:
+    state = lax.with_sharding_constraint(state, state_shardings(config, mesh, state))
+  return state, metrics
 
 
 def policy_gradient(
   params: Params,
   batch: GRPOBatch,
+  base: Params | None = None,
   *,
-  policy: DecoderConfig,
-  cfg: GRPOConfig,
-  assemble: Assemble = lambda trained: trained,
+  config: DecoderConfig,
+  settings: GRPOConfig,
+  lora: LoraConfig | None = None,
 ) -> tuple[Params, dict[str, jax.Array]]:
-  """The gradient of the GRPO loss over a batch, accumulated over micro-batches of prompts.
+  """The gradient of the loss over a batch, added up over micro-batches of prompts.
 
-  Sums and counts are carried and divided once, so the gradient is that of the whole batch whatever
-  the micro-batch is. A group whose rewards are all equal has a gradient of exactly zero: with
-  `cfg.skip_idle` such groups go last, and micro-batches that hold nothing else are left out. They
-  count in the loss's denominator all the same, but not in the diagnostics.
+  The token weights are those of the whole batch, so what the micro-batches are does not matter. A
+  group whose advantages are all zero has a gradient of exactly zero: with `settings.skip_idle` such
+  groups go last, and micro-batches that hold nothing else are left out of the loss, where they add
+  nothing, and of the diagnostics.
 
   Args:
     params: what is trained.
-    batch: completions, advantages and log-probs under pi_old (and pi_ref).
-    policy: the decoder.
-    cfg: the numbers of the algorithm.
-    assemble: see `update`.
+    batch: completions, advantages, token weights and log-probs under pi_old (and pi_ref).
+    base: the frozen model that adapters are laid over, which has no gradient; or None.
+    config: the decoder.
+    settings: the numbers of the algorithm.
+    lora: what is adapted; with `base`.
 
   Returns:
     The gradient, like `params`, and the metrics (float32 scalars).
   """
 
-  def sums_of(scores: TokenLogprobs, piece: GRPOBatch) -> LossSums:
-    sums = grpo_loss(
-      scores.logp,
-      piece.rollout.logp,
-      piece.advantages,
-      piece.rollout.mask,
-      ref_logp=piece.ref_logp,
-      clip_low=cfg.clip_low,
-      clip_high=cfg.clip_high,
-      kl_weight=cfg.kl_weight,
-      aggregation=cfg.aggregation,
+  def gradient(piece):
+    (loss, scores), grads = jax.value_and_grad(policy_loss, has_aux=True)(
+      params, piece, base, config=config, settings=settings, lora=lora
     )
-    sums.sums["entropy"] = jnp.sum(jnp.where(piece.rollout.mask, scores.entropy, 0.0))
-    return sums
-
-  def loss(params, piece):
-    sums = sums_of(_logprobs(policy, assemble(params), piece.rollout, cfg), piece)
-    return sums.total, sums
-
-  def slope(params, piece):
-    grads, sums = jax.grad(loss, has_aux=True)(params, piece)
-    return split_parameters(policy, grads), sums
+    return split_parameters(config, grads), loss, scores
 
   batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
-  if cfg.skip_idle:
-    batch = _teaching_first(batch)
-  micro = _in_micro_batches(batch, cfg.micro_batch_prompts)
-  pieces = micro.advantages.shape[0]
-  piece = lambda i: jax.tree.map(lambda x: x[i], micro)
+  if settings.skip_idle:
+    batch = zero_advantage_groups_last(batch)
+  micro = _in_micro_batches(batch, settings.micro_batch_prompts)
+  count = jax.tree.leaves(micro)[0].shape[0]
+  pick = lambda i: jax.tree.map(lambda x: x[i], micro)
+  taken: int | jax.Array = count
+  if settings.skip_idle:  # the first is always taken: it has the diagnostics
+    teaches = jnp.any(micro.advantages != 0, axis=range(1, micro.advantages.ndim))
+    taken = jnp.maximum(jnp.sum(teaches), 1)
 
-  def accumulate(i, carry):
-    grads, sums = slope(params, piece(i))
-    return jax.tree.map(jnp.add, carry[0], grads), carry[1] + sums
+  def add(i, carry):
+    grads, loss, scores = carry
+    more, its_loss, its_scores = gradient(pick(i))
+    put = lambda whole, piece: lax.dynamic_update_index_in_dim(whole, piece, i, axis=0)
+    return (
+      jax.tree.map(jnp.add, grads, more),
+      loss + its_loss,
+      jax.tree.map(put, scores, its_scores),
+    )
 
-  if pieces == 1:
-    grads, sums = slope(params, piece(0))
+  if count == 1:
+    grads, loss, scores = gradient(pick(0))
+    scores = jax.tree.map(lambda x: x[None], scores)
   else:
-    taken: int | jax.Array = pieces
-    if cfg.skip_idle:  # the first is always taken: it has the diagnostics
-      taken = jnp.maximum(jnp.sum(jnp.any(micro.advantages != 0, axis=(1, 2))), 1)
-    scores = TokenLogprobs(piece(0).rollout.logp, piece(0).rollout.logp)  # for their shapes
-    nothing = LossSums.nothing(jax.eval_shape(sums_of, scores, piece(0)))
-    zeros = split_parameters(policy, jax.tree.map(jnp.zeros_like, params))
-    grads, sums = lax.fori_loop(0, taken, accumulate, (zeros, nothing))
-  count = jnp.maximum(loss_count(batch.rollout.mask, cfg.aggregation), 1.0)
-  sums = sums._replace(count=count)
-  return jax.tree.map(lambda g: g / count.astype(g.dtype), grads), loss_metrics(sums)
+    zeros = split_parameters(config, jax.tree.map(jnp.zeros_like, params))
+    blank = jnp.zeros_like(micro.rollout.logp)
+    start = (zeros, jnp.float32(0), TokenLogprobs(blank, blank))
+    grads, loss, scores = lax.fori_loop(0, taken, add, start)
+  return grads, {"loss": loss} | _diagnostics(scores, micro, taken, settings)
 
 
-def _teaching_first(batch: GRPOBatch) -> GRPOBatch:
-  """Moves groups without advantages to the end; the others keep their order."""
-  order = jnp.argsort(jnp.all(batch.advantages == 0, axis=1), stable=True)
+def policy_loss(
+  params: Params,
+  batch: GRPOBatch,
+  base: Params | None = None,
+  *,
+  config: DecoderConfig,
+  settings: GRPOConfig,
+  lora: LoraConfig | None = None,
+) -> tuple[jax.Array, TokenLogprobs]:
+  """What some prompts add to the loss, `sum(token_weights * per_token_loss)`, and their log-probs.
+
+  With `kl_weight` the per-token loss has the k3 estimate of the KL to the reference beside it.
+  """
+  rollout, mask = batch.rollout, batch.rollout.loss_mask
+  scores = rollout_logprobs(params, rollout, base, config=config, settings=settings, lora=lora)
+  per_token = per_token_loss(settings)(scores.logp, rollout.logp, batch.advantages, mask)
+  if batch.ref_logp is not None:
+    divergence = k3_divergence(scores.logp, batch.ref_logp, mask)
+    per_token = per_token + settings.kl_weight * divergence
+  return jnp.sum(batch.token_weights * per_token), scores
+
+
+def per_token_loss(settings: GRPOConfig) -> Callable[..., jax.Array]:
+  """`settings.loss` with its keyword arguments taken from the settings of the same names."""
+  loss = losses.LOSSES[settings.loss]
+  wanted = [
+    name
+    for name, parameter in inspect.signature(loss).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
+  return functools.partial(loss, **{name: getattr(settings, name) for name in wanted})
+
+
+def rollout_logprobs(
+  params: Params,
+  rollout: Rollout,
+  base: Params | None = None,
+  *,
+  config: DecoderConfig,
+  settings: GRPOConfig,
+  lora: LoraConfig | None = None,
+) -> TokenLogprobs:
+  """Scores completions under the policy that sampled them: at the sampling temperature."""
+  return completion_logprobs(
+    config,
+    with_adapters(params, base, lora),
+    rollout.prompts.tokens,
+    rollout.prompts.mask,
+    rollout.tokens,
+    temperature=settings.sampling.temperature or 1.0,
+    remat=settings.remat,
+  )
+
+
+def reference_logprobs(
+  params: Params,
+  rollout: Rollout,
+  *,
+  config: DecoderConfig,
+  settings: GRPOConfig,
+  mesh: AnyMesh | None = None,
+) -> jax.Array:
+  """Log-probs [P, G, T] under a frozen policy, a micro-batch at a time."""
+  score = lambda piece: rollout_logprobs(params, piece, config=config, settings=settings).logp
+  with on_mesh(mesh):
+    micro = _in_micro_batches(rollout, settings.micro_batch_prompts)
+    return lax.map(score, micro).reshape(rollout.logp.shape)
+
+
+@jax.jit
+def kl_to_reference(rollout: Rollout, ref_logp: Array) -> jax.Array:
+  """The k3 estimate of KL(pi_old || pi_ref) over the sampled tokens, to watch: nats per token."""
+  divergence = k3_divergence(rollout.logp, ref_logp, rollout.loss_mask)
+  return masked_mean(divergence, rollout.loss_mask)
+
+
+def zero_advantage_groups_last(batch: GRPOBatch) -> GRPOBatch:
+  """Moves groups whose advantages are all zero to the end; the others keep their order."""
+  zero = jnp.all(batch.advantages == 0, axis=range(1, batch.advantages.ndim))
+  order = jnp.argsort(zero, stable=True)
   return jax.tree.map(lambda x: x[order], batch)
 
 
-def _all_logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, cfg: GRPOConfig):
-  """Log-probs [P, G, T] of a whole batch, a micro-batch at a time."""
-  score = lambda piece: _logprobs(policy, params, piece, cfg).logp
-  micro = _in_micro_batches(rollout, cfg.micro_batch_prompts)
-  return lax.map(score, micro).reshape(rollout.logp.shape)
+def update_program(
+  config: DecoderConfig,
+  mesh: AnyMesh,
+  tx: optax.GradientTransformation,
+  settings: GRPOConfig,
+  lora: LoraConfig | None = None,
+) -> Any:
+  """`update` under `jax.jit`, the state donated: (state, batch, base) -> (state, metrics)."""
+  bound = functools.partial(update, config=config, tx=tx, settings=settings, lora=lora, mesh=mesh)
+  return jax.jit(bound, donate_argnums=0, compiler_options=_in_place(mesh))
 
 
-def _logprobs(policy: DecoderConfig, params: Params, rollout: Rollout, cfg: GRPOConfig):
-  """Scores completions under the policy that sampled them: at the sampling temperature."""
-  prompts = rollout.prompts
-  return completion_logprobs(
-    policy,
-    params,
-    prompts.tokens,
-    prompts.mask,
-    rollout.tokens,
-    temperature=cfg.sampling.temperature or 1.0,
-    remat=cfg.remat,
+def reference_program(config: DecoderConfig, mesh: AnyMesh, settings: GRPOConfig) -> Any:
+  """`reference_logprobs` under `jax.jit`: (ref_params, rollout) -> [P, G, T]."""
+  return jax.jit(functools.partial(reference_logprobs, config=config, settings=settings, mesh=mesh))
+
+
+def resolve(
+  settings: GRPOConfig, config: DecoderConfig, mesh: AnyMesh, stop_ids: Sequence[int]
+) -> GRPOConfig:
+  """The algorithm's settings with what the model and the mesh decide filled in."""
+  sampling = replace(settings.sampling, stop_ids=tuple(stop_ids), pad_id=config.pad_token_id or 0)
+  idle = mesh.size == 1 and not settings.kl_weight
+  return replace(settings, sampling=sampling, skip_idle=idle)
+
+
+def _diagnostics(
+  scores: TokenLogprobs, micro: GRPOBatch, taken: int | jax.Array, settings: GRPOConfig
+) -> dict[str, jax.Array]:
+  """Metrics over the loss tokens of the micro-batches that were taken."""
+  rollout = micro.rollout
+  count = rollout.loss_mask.shape[0]
+  mask = rollout.loss_mask & (jnp.arange(count) < taken)[:, None, None, None]
+  whole = lambda x: x.reshape(-1, *x.shape[2:])
+  metrics = losses.loss_metrics(
+    whole(scores.logp),
+    whole(rollout.logp),
+    whole(scores.entropy),
+    whole(micro.advantages),
+    whole(mask),
+    clip_low=settings.clip_low,
+    clip_high=settings.clip_high,
   )
+  if micro.ref_logp is not None:
+    mask = whole(mask)
+    divergence = k3_divergence(whole(scores.logp), whole(micro.ref_logp), mask)
+    metrics["kl"] = masked_mean(divergence, mask)
+  return metrics
+
+
+def _over_steps(name: str, values: jax.Array) -> jax.Array:
+  """A metric of several optimizer steps as one number."""
+  if name == "skipped_updates":
+    return jnp.sum(values)
+  reduce = {"min": jnp.min, "max": jnp.max}.get(name.rpartition("/")[2], jnp.mean)
+  return reduce(values)
+
+
+def _in_place(mesh: AnyMesh) -> dict[str, Any] | None:
+  """Compiler options with which a donated state is updated without a copy of it.
+
+  XLA on CPU copies AdamW's two moments first, for it overlooks that what reads them goes before
+  what writes them, unless it looks closer than its default.
+  """
+  on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+  return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
 
 
 def _in_micro_batches(tree: Any, prompts: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_jax.algorithms import AdvantageScale, group_advantages, share_without_spread
+from grpo_jax.losses import AdvantageScale, group_advantages, share_without_spread
 from grpo_jax.rewards import RewardBreakdown
 from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS, ToolTask
@@ -87,21 +87,21 @@ def write_rollouts(
 def write_bad_step(run_dir: Path, step: int, rollout: Rollout, rewards: np.ndarray) -> Path:
   """Keeps the batch of a skipped update for inspection: `bad_steps/step_<step>.npz`.
 
-  It holds `prompt_tokens` [P, S], `prompt_mask` [P, S], `tokens` [P, G, T], `mask` [P, G, T],
-  `logp` [P, G, T], `sampled_logp` [P, G, T] and `rewards` [P, G].
+  It holds `prompt_tokens` [P, S], `prompt_mask` [P, S], `tokens`, `completion_mask`,
+  `loss_mask`, `logp` and `sampled_logp` [P, G, T], and `rewards` [P, G].
   """
   folder = run_dir / "bad_steps"
   folder.mkdir(exist_ok=True)
   path = folder / f"step_{step:06d}.npz"
-  prompts, tokens, mask, logp, sampled_logp = rollout
   np.savez(
     path,
-    prompt_tokens=prompts.tokens,
-    prompt_mask=prompts.mask,
-    tokens=tokens,
-    mask=mask,
-    logp=logp,
-    sampled_logp=sampled_logp,
+    prompt_tokens=rollout.prompts.tokens,
+    prompt_mask=rollout.prompts.mask,
+    tokens=rollout.tokens,
+    completion_mask=rollout.completion_mask,
+    loss_mask=rollout.loss_mask,
+    logp=rollout.logp,
+    sampled_logp=rollout.sampled_logp,
     rewards=rewards,
   )
   return path

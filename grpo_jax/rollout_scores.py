@@ -33,7 +33,7 @@ def score_rollout(
   group = drawn.tokens.shape[1]
   texts = [
     decode(tokens[mask].tolist())
-    for rows in zip(drawn.tokens, drawn.mask, strict=True)
+    for rows in zip(drawn.tokens, drawn.completion_mask, strict=True)
     for tokens, mask in zip(*rows, strict=True)
   ]
   own = hosts.share(len(texts))
@@ -61,7 +61,7 @@ def score_rollout(
 
 def reached_limit(drawn: Rollout, limit: int, stop_ids: Sequence[int]) -> np.ndarray:
   """[P, G] bool: completions, as NumPy arrays, that ended at `limit` without a stop token."""
-  lengths = np.asarray(drawn.mask).sum(-1)
+  lengths = np.asarray(drawn.completion_mask).sum(-1)
   last = np.take_along_axis(np.asarray(drawn.tokens), (lengths - 1)[..., None], axis=-1)[..., 0]
   return (lengths >= limit) & ~np.isin(last, stop_ids)
 

@@ -22,23 +22,22 @@ from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.data.synthetic import SPLITS
 from grpo_jax.data.synthetic import generate as generate_rows
-from grpo_jax.grpo import step_key
-from grpo_jax.models import Params, init_adapters, load_config, load_pretrained
-from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
-from grpo_jax.programs import (
-  assemble,
-  cut_to_bucket,
-  kl_program,
-  learn_program,
-  pad_to_bucket,
+from grpo_jax.grpo import (
+  grpo_step,
+  kl_to_reference,
+  reference_program,
   resolve,
-  sample_program,
+  step_key,
+  update_program,
 )
+from grpo_jax.models import Params, init_adapters, load_config, load_pretrained, with_adapters
+from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
 from grpo_jax.run_config import RunConfig, changed_settings, recorded_date, run_record
 from grpo_jax.run_folder import whole_lines, write_text
+from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
@@ -114,8 +113,8 @@ class Run:
       config.lora,
       gather_weights=self.grpo.gather_weights,
     )
-    self._learn = learn_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
-    self._kl = kl_program(self.policy, self.mesh, self.grpo)
+    self._update = update_program(self.policy, self.mesh, self.tx, self.grpo, config.lora)
+    self._reference = reference_program(self.policy, self.mesh, self.grpo)
 
   def fresh_state(self) -> TrainState:
     """The state of step 0; takes the loaded parameters, so it can be made once."""
@@ -203,27 +202,38 @@ class Run:
     arrays = pad_to_bucket([self.prompts[i] for i in chosen], self.grpo.sampling.pad_id)
     prompts = jax.device_put(arrays, batch_sharding(self.mesh))
     ready = time.perf_counter()
-    rollout = self._sample(state.params, self.base, prompts, step_key(state))
-    drawn = hosts.fetch(rollout)
-    self.sample_shapes.add(prompts.tokens.shape[1])
-    sampled = time.perf_counter()
-    between()
 
-    texts, breakdowns, failures, rewards = self._decode_and_score(drawn, tasks, reward)
-    scored = time.perf_counter()
-    between()
+    def collect(state, prompts):
+      nonlocal drawn, sampled, scored, texts, breakdowns, failures
+      rollout = self._sample(state.params, self.base, prompts, step_key(state))
+      drawn = hosts.fetch(rollout)
+      sampled = time.perf_counter()
+      between()
+      texts, breakdowns, failures, rewards = self._decode_and_score(drawn, tasks, reward)
+      scored = time.perf_counter()
+      between()
+      return cut_to_bucket(rollout, int(drawn.completion_mask.sum(-1).max())), rewards
 
-    rollout = cut_to_bucket(rollout, int(drawn.mask.sum(-1).max()))
-    self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
-    watched = self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0
-    kl = {"kl": self._kl(self.ref_params, rollout)} if watched else {}
+    drawn = sampled = scored = texts = breakdowns = failures = None
     rate = float(self.schedule(steps_taken(state.opt_state)))  # of the first of its updates
-    state, found = self._learn(state, self.base, self.ref_params, rollout, rewards)
-    found = {name: float(value) for name, value in (found | kl).items()}
+    score_reference = lambda rollout: self._reference(self.ref_params, rollout)
+    state, found, rollout, rewards = grpo_step(
+      state,
+      prompts,
+      collect=collect,
+      update=lambda state, batch: self._update(state, batch, self.base),
+      reference=score_reference if self.grpo.kl_weight else lambda rollout: None,
+      settings=self.grpo,
+    )
+    if self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0:
+      found["kl"] = kl_to_reference(rollout, score_reference(rollout))
+    found = {name: float(value) for name, value in found.items()}
+    self.sample_shapes.add(prompts.tokens.shape[1])
+    self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     updated = time.perf_counter()
 
     cut = reached_limit(drawn, self.grpo.sampling.max_tokens, self.stop_ids)
-    metrics = rollout_metrics(drawn.mask, rewards, breakdowns, cut)
+    metrics = rollout_metrics(drawn.completion_mask, rewards, breakdowns, cut)
     metrics |= found | failures
     metrics["learning_rate"] = rate
     if hosts.is_first():
@@ -259,7 +269,7 @@ class Run:
 
   def assemble(self, trained: Params) -> Params:
     """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
-    return assemble(self.config.lora, self.base, trained)
+    return with_adapters(trained, self.base, self.config.lora)
 
   def _fresh_adapters(self) -> Params:
     assert self.config.lora is not None

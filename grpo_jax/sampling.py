@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ from grpo_jax import hosts
 from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.models import (
   DecoderConfig,
+  LoraConfig,
   Params,
   decode_step,
   empty_completion_cache,
   logits_of,
   prefill,
+  with_adapters,
 )
+from grpo_jax.sharding import AnyMesh, gathered_parameters, on_mesh
 from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.
@@ -67,7 +71,11 @@ class SamplingConfig:
 
 
 def sample_groups(
-  policy: DecoderConfig, params: Params, prompts: Prompts, key: jax.Array, cfg: SamplingConfig
+  config: DecoderConfig,
+  params: Params,
+  prompts: Prompts,
+  key: jax.Array,
+  sampling: SamplingConfig,
 ) -> Rollout:
   """Draws G completions of each prompt from the policy.
 
@@ -76,28 +84,28 @@ def sample_groups(
   the same whatever else is in the batch.
 
   Args:
-    policy: the decoder.
+    config: the decoder.
     params: its parameters.
     prompts: P prompts of S tokens.
     key: typed key of the step.
-    cfg: how to draw; static under jit.
+    sampling: how to draw; static under jit.
 
   Returns:
-    A `Rollout` of [P, G, T] with T = `cfg.max_tokens`.
+    A `Rollout` of [P, G, T] with T = `sampling.max_tokens`.
   """
-  count, group, length = prompts.tokens.shape[0], cfg.group_size, cfg.max_tokens
+  count, group, length = prompts.tokens.shape[0], sampling.group_size, sampling.max_tokens
   fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
   rows = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.index)
   keys = fold(rows, jnp.arange(group))  # [P, G]
-  stops = jnp.asarray(cfg.stop_ids, jnp.int32)
+  stops = jnp.asarray(sampling.stop_ids, jnp.int32)
 
-  cache, hidden = prefill(policy, params, prompts.tokens, prompts.mask)
-  first = logits_of(policy, params, hidden)[:, None]  # one row for the whole group
+  cache, hidden = prefill(config, params, prompts.tokens, prompts.mask)
+  first = logits_of(config, params, hidden)[:, None]  # one row for the whole group
 
   def draw_at(step, logits, ended):
     uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step))))(keys)
-    token, logp, sampled = draw(logits, uniform, cfg)
-    token = jnp.where(ended, cfg.pad_id, token)
+    token, logp, sampled = draw(logits, uniform, sampling)
+    token = jnp.where(ended, sampling.pad_id, token)
     stopped = jnp.any(token[..., None] == stops, axis=-1)
     keep = lambda x: jnp.where(ended, 0.0, x)
     return token, keep(logp), keep(sampled), ended | stopped
@@ -113,7 +121,7 @@ def sample_groups(
 
   shape = (count, group, length)
   out = (
-    jnp.full(shape, cfg.pad_id, jnp.int32),
+    jnp.full(shape, sampling.pad_id, jnp.int32),
     jnp.zeros(shape, bool),
     jnp.zeros(shape, jnp.float32),
     jnp.zeros(shape, jnp.float32),
@@ -122,7 +130,7 @@ def sample_groups(
   first = jnp.broadcast_to(first, (*shape[:2], first.shape[-1]))
   token, logp, sampled, ended = draw_at(0, first, alive)
   out = record(out, 0, token, logp, sampled, alive)
-  own = empty_completion_cache(policy, count, group, max(length - 1, 1))
+  own = empty_completion_cache(config, count, group, max(length - 1, 1))
 
   def going(carry):
     step, _, ended, _, _ = carry
@@ -130,13 +138,14 @@ def sample_groups(
 
   def advance(carry):
     step, token, ended, own, out = carry
-    hidden, own = decode_step(policy, params, token, cache, own, step)
-    logits = logits_of(policy, params, hidden)
+    hidden, own = decode_step(config, params, token, cache, own, step)
+    logits = logits_of(config, params, hidden)
     token, logp, sampled, now = draw_at(step + 1, logits, ended)
     return step + 1, token, now, own, record(out, step + 1, token, logp, sampled, ended)
 
   *_, out = lax.while_loop(going, advance, (jnp.int32(0), token, ended, own, out))
-  return Rollout(prompts, *out)
+  tokens, sampled_mask, logp, sampled_logp = out
+  return Rollout(prompts, tokens, sampled_mask, sampled_mask, logp, sampled_logp)
 
 
 def draw(
@@ -233,9 +242,48 @@ def _first_above(edges: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Ar
   return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
 
 
+def sample_program(
+  config: DecoderConfig,
+  mesh: AnyMesh,
+  sampling: SamplingConfig,
+  lora: LoraConfig | None = None,
+  *,
+  gather_weights: bool = True,
+) -> Any:
+  """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
+
+  `base` is None unless adapters are trained; `gather_weights` as in `GRPOConfig`.
+  """
+
+  def sample(trained, base, prompts, key):
+    with on_mesh(mesh):
+      params = with_adapters(trained, base, lora)
+      if gather_weights:
+        params = gathered_parameters(config, params)
+      return sample_groups(config, params, prompts, key, sampling)
+
+  return jax.jit(sample)
+
+
+def pad_to_bucket(
+  prompts: Sequence[Sequence[int]], pad_id: int, buckets: Sequence[int] = LENGTH_BUCKETS
+) -> Prompts:
+  """A step's prompts as arrays on the host, padded to the bucket of the longest."""
+  length = bucket_length(max(map(len, prompts)), buckets)
+  tokens, mask = pad_prompts(prompts, length, pad_id)
+  return Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
+
+
+def cut_to_bucket(rollout: Rollout, longest: int) -> Rollout:
+  """Cuts the padding behind the longest completion, of so many tokens, down to a bucket."""
+  length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
+  names = ("tokens", "completion_mask", "loss_mask", "logp", "sampled_logp")
+  return rollout.replace(**{name: getattr(rollout, name)[..., :length] for name in names})
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _sample_jit(policy, params, prompts, key, cfg):
-  return sample_groups(policy, params, prompts, key, cfg)
+def _sample_jit(config, params, prompts, key, sampling):
+  return sample_groups(config, params, prompts, key, sampling)
 
 
 def generate(
@@ -307,7 +355,7 @@ def generate(
     tokens, mask = pad_prompts([list(prompts[i]) for i in filled], length, pad_id)
     index = np.asarray(filled, np.int32)
     rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg)
-    drawn, kept = hosts.fetch((rollout.tokens, rollout.mask))
+    drawn, kept = hosts.fetch((rollout.tokens, rollout.completion_mask))
     for row, i in enumerate(chosen):
       results[i] = [t[m].tolist() for t, m in zip(drawn[row], kept[row], strict=True)]
   return results

@@ -10,6 +10,7 @@ are placed by the functions here and the compiler follows. Axes:
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -180,6 +181,11 @@ def gathered_parameters(config: DecoderConfig, params: Any) -> Any:
 
   places = jax.tree.map(whole, state_shardings(config, mesh, params))
   return jax.lax.with_sharding_constraint(in_compute_dtype(config, params), places)
+
+
+def on_mesh(mesh: AnyMesh | None) -> contextlib.AbstractContextManager[Any]:
+  """What a traced function enters so that the constraints in it see the mesh; None is no mesh."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

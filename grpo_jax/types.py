@@ -7,16 +7,18 @@ K key/value heads · H head width
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from flax import struct
 
 # On the device, or on the host on its way there and back.
 Array = jax.Array | np.ndarray
 
 
-class Prompts(NamedTuple):
+@struct.dataclass
+class Prompts:
   """A step's prompts, each standing for a whole group.
 
   Attributes:
@@ -28,16 +30,18 @@ class Prompts(NamedTuple):
 
   tokens: Array
   mask: Array
-  index: Array  # type: ignore[assignment]  # a tuple has a method of this name
+  index: Array
 
 
-class Rollout(NamedTuple):
+@struct.dataclass
+class Rollout:
   """G sampled completions for each prompt.
 
   Attributes:
     prompts: what was completed.
     tokens: [P, G, T] int32, `pad_id` after the end.
-    mask: [P, G, T] bool, sampled tokens, the stop token among them.
+    completion_mask: [P, G, T] bool, real tokens, the stop token among them.
+    loss_mask: [P, G, T] bool, the tokens that the policy sampled, which it is trained on.
     logp: [P, G, T] float32, log-probs under the policy at the sampling temperature, nothing
       filtered, in nats; 0 on padding. It is what the loss differentiates: were it the policy at
       temperature 1, the samples would be off-policy (their mean score is then not zero).
@@ -46,26 +50,31 @@ class Rollout(NamedTuple):
 
   prompts: Prompts
   tokens: Array
-  mask: Array
+  completion_mask: Array
+  loss_mask: Array
   logp: Array
   sampled_logp: Array
 
 
-class GRPOBatch(NamedTuple):
+@struct.dataclass
+class GRPOBatch:
   """Everything that one update needs.
 
   Attributes:
     rollout: the completions and their log-probs under pi_old.
-    advantages: [P, G] float32.
+    advantages: [P, G] float32, or [P, G, T].
+    token_weights: [P, G, T] float32, how much each token's loss counts; see `losses.token_weights`.
     ref_logp: [P, G, T] float32 log-probs under the frozen reference, or None without a KL term.
   """
 
   rollout: Rollout
   advantages: Array
+  token_weights: Array
   ref_logp: Array | None = None
 
 
-class TrainState(NamedTuple):
+@struct.dataclass
+class TrainState:
   """What a step changes, plus the run's key; all of it is in a checkpoint.
 
   Attributes:

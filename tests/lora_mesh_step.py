@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from grpo_jax.grpo import step_key
+from grpo_jax.grpo import grpo_step, reference_program, step_key, update_program
 from grpo_jax.models import LoraConfig, init_adapters
-from grpo_jax.programs import learn_program, sample_program
+from grpo_jax.sampling import sample_program
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState
 
@@ -37,12 +37,24 @@ def step_on(mesh):
   )
 
   sample = sample_program(CONFIG, mesh, SAMPLING, LORA)
-  learn = learn_program(CONFIG, mesh, TX, CFG, LORA)
+  update = update_program(CONFIG, mesh, TX, CFG, LORA)
+  score_reference = reference_program(CONFIG, mesh, CFG)
 
-  rollout = sample(state.params, base, prompts, step_key(state))
-  drawn, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-  rewards = ((drawn % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return base, rollout, *learn(state, base, base, rollout, rewards.astype(np.float32))
+  def collect(state, prompts):
+    rollout = sample(state.params, base, prompts, step_key(state))
+    drawn, kept = np.asarray(rollout.tokens), np.asarray(rollout.completion_mask)
+    rewards = ((drawn % 3 == 0) & kept).sum(-1) / kept.sum(-1)
+    return rollout, rewards.astype(np.float32)
+
+  state, metrics, rollout, _ = grpo_step(
+    state,
+    prompts,
+    collect=collect,
+    update=lambda state, batch: update(state, batch, base),
+    reference=lambda rollout: score_reference(base, rollout),
+    settings=CFG,
+  )
+  return base, rollout, state, metrics
 
 
 def main(out: str, *meshes: str) -> None:

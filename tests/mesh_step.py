@@ -23,10 +23,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from grpo_jax.checkpoints import Checkpoints
-from grpo_jax.grpo import GRPOConfig, step_key
+from grpo_jax.grpo import GRPOConfig, grpo_step, reference_program, step_key, update_program
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.programs import learn_program, sample_program
-from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sampling import SamplingConfig, sample_program
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState
 
@@ -56,12 +55,23 @@ def step_on(mesh):
   )
   prompts = jax.device_put(prompts, batch_sharding(mesh))
   sample = sample_program(CONFIG, mesh, SAMPLING)
-  learn = learn_program(CONFIG, mesh, TX, CFG)
+  score_reference = reference_program(CONFIG, mesh, CFG)
 
-  rollout = sample(state.params, None, prompts, step_key(state))
-  tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-  rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
-  return rollout, *learn(state, None, reference, rollout, rewards.astype(np.float32))
+  def collect(state, prompts):
+    rollout = sample(state.params, None, prompts, step_key(state))
+    tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.completion_mask)
+    rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
+    return rollout, rewards.astype(np.float32)
+
+  state, metrics, rollout, _ = grpo_step(
+    state,
+    prompts,
+    collect=collect,
+    update=update_program(CONFIG, mesh, TX, CFG),
+    reference=lambda rollout: score_reference(reference, rollout),
+    settings=CFG,
+  )
+  return rollout, state, metrics
 
 
 def share_on_a_device(array) -> float:

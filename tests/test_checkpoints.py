@@ -94,7 +94,7 @@ def test_a_checkpoint_of_other_shapes_is_an_error_not_a_guess(tmp_path):
     like = state_at(0)
     for params in ({"embed": {"embedding": jnp.zeros((5, 4))}}, {"other": jnp.zeros((5, 3))}):
       with pytest.raises(ValueError):
-        checkpoints.restore(2, like._replace(params=params))
+        checkpoints.restore(2, like.replace(params=params))
 
 
 def test_the_best_by_evaluation_is_kept_beside_the_newest(tmp_path):

@@ -183,7 +183,7 @@ def test_sampler_and_trainer_log_probs_agree(tiny, side):
   trained = jax.jit(completion_logprobs, static_argnums=0, static_argnames="temperature")(
     *tiny, prompts.tokens, prompts.mask, rollout.tokens, temperature=0.8
   )
-  mask = np.asarray(rollout.mask)
+  mask = np.asarray(rollout.completion_mask)
   assert 1 < mask.sum(-1).min() + 1 < mask.sum(-1).max() <= 7  # lengths differ
   np.testing.assert_allclose(np.asarray(rollout.logp)[mask], trained.logp[mask], atol=1e-5)
   for p, row in enumerate(ROWS):
@@ -202,7 +202,7 @@ def test_a_candidate_does_not_depend_on_its_neighbours(tiny):
       alone = prompts_of([row], width, side, index=[i])
       fewer = sample(*tiny, alone, KEY, SamplingConfig(2, 8, stop_ids=(2, 3)))
       np.testing.assert_array_equal(fewer.tokens[0], together.tokens[i, :2])
-      np.testing.assert_array_equal(fewer.mask[0], together.mask[i, :2])
+      np.testing.assert_array_equal(fewer.completion_mask[0], together.completion_mask[i, :2])
   tokens = np.asarray(together.tokens)
   assert len({tuple(c) for c in tokens.reshape(-1, 8)}) == 12  # and no two are alike
   # The same prompt at another place in the batch, or in another step, gets other candidates.
@@ -220,7 +220,8 @@ def test_each_of_several_stop_tokens_ends_a_completion_and_belongs_to_it(tiny):
   seen = set()
   for tokens, mask, logp, sampled in zip(
     *(
-      x.reshape(-1, 10) for x in (rollout.tokens, rollout.mask, rollout.logp, rollout.sampled_logp)
+      x.reshape(-1, 10)
+      for x in (rollout.tokens, rollout.completion_mask, rollout.logp, rollout.sampled_logp)
     ),
     strict=True,
   ):
@@ -246,7 +247,7 @@ def test_decoding_ends_with_the_last_candidate(tiny):
     began = time.perf_counter()
     rollout = jax.block_until_ready(sample(config, weights, prompts_of(ROWS, 8), KEY, cfg))
     seconds.append(time.perf_counter() - began)
-    lengths.append(int(rollout.mask.sum(-1).max()))
+    lengths.append(int(rollout.completion_mask.sum(-1).max()))
   assert lengths == [400, 1, 400, 1]
   assert seconds[3] < seconds[2] / 5
 
@@ -268,7 +269,7 @@ def test_generate_gives_the_same_for_every_batching(tiny):
 
 def test_one_token_is_enough(tiny):
   rollout = sample(*tiny, prompts_of(ROWS, 8), KEY, SamplingConfig(2, 1))
-  assert rollout.tokens.shape == (3, 2, 1) and bool(rollout.mask.all())
+  assert rollout.tokens.shape == (3, 2, 1) and bool(rollout.completion_mask.all())
 
 
 @pytest.mark.parametrize(

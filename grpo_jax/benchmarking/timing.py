@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.algorithms import share_without_spread
 from grpo_jax.benchmarking.work import Work
-from grpo_jax.grpo import GRPOConfig, step_key
+from grpo_jax.grpo import GRPOConfig, make_batch, resolve, step_key, update_program
+from grpo_jax.losses import share_without_spread
 from grpo_jax.optimizers import make_optimizer, make_schedule
-from grpo_jax.programs import cut_to_bucket, learn_program, pad_to_bucket, resolve, sample_program
-from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sampling import SamplingConfig, cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts, TrainState
 
@@ -96,7 +95,8 @@ class TimedStep:
     )
     self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
     self._sample = sample_program(work.policy, mesh, sampling)
-    self._learn = learn_program(work.policy, mesh, tx, cfg)
+    self._settings = cfg
+    self._update = update_program(work.policy, mesh, tx, cfg)
     self._compiled: dict[tuple[int, ...], Any] = {}
 
   def prompts(self) -> Prompts:
@@ -116,14 +116,17 @@ class TimedStep:
     sampled = _clocks()
     drawn = jax.device_get(rollout)
     rewards = self.work.rewards(self.step, drawn)
-    longest = int(drawn.mask.sum(-1).max())
+    longest = int(drawn.completion_mask.sum(-1).max())
     scored = _clocks()
     cut = cut_to_bucket(rollout, longest)
-    given = (self.state, None, None, cut, rewards)
-    learn = self._program(self._learn, given, (*prompts.tokens.shape, *cut.tokens.shape))
+    batch = make_batch(cut, rewards, None, self._settings)
+    update = self._program(
+      self._update, (self.state, batch, None), (*prompts.tokens.shape, *cut.tokens.shape)
+    )
     ready = _clocks()
     cut = cut_to_bucket(rollout, longest)  # for the second time: now it is timed
-    self.state, metrics = learn(self.state, None, None, cut, rewards)
+    batch = make_batch(cut, rewards, None, self._settings)
+    self.state, metrics = update(self.state, batch, None)
     jax.block_until_ready((self.state, metrics))
     ended = _clocks()
     self.step += 1
@@ -134,7 +137,7 @@ class TimedStep:
       float(total),
       float(own),
       float(max(busy - own, 0.0) / (total * (os.cpu_count() or 1))),
-      int(drawn.mask.sum()),
+      int(drawn.completion_mask.sum()),
       float(share_without_spread(rewards)),
     )
 

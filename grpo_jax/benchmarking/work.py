@@ -121,7 +121,7 @@ class ToolWork:
 
   def rewards(self, step: int, drawn: Rollout) -> np.ndarray:
     decode = lambda ids: completion_text(self._tokenizer, ids.tolist(), self.stop_ids)
-    groups: Any = zip(self.tasks[step], drawn.tokens, drawn.mask, strict=True)
+    groups: Any = zip(self.tasks[step], drawn.tokens, drawn.completion_mask, strict=True)
     return np.asarray(
       [
         [text_reward(decode(ids[real]), task.answer) for ids, real in zip(rows, kept, strict=True)]

@@ -20,6 +20,7 @@ from grpo_jax.models.lora import (
   load_adapters,
   merge,
   save_adapters,
+  with_adapters,
 )
 from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
@@ -49,4 +50,5 @@ __all__ = [
   "save_adapters",
   "save_pretrained",
   "token_logprobs",
+  "with_adapters",
 ]

@@ -102,6 +102,11 @@ def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
   return whole
 
 
+def with_adapters(trained: Params, base: Params | None, lora: LoraConfig | None) -> Params:
+  """The decoder's parameters: what is trained, or the frozen base with its adapters laid over."""
+  return attach(base, trained, lora) if lora and base is not None else trained
+
+
 def merge(params: Params) -> Params:
   """Folds attached adapters into their kernels, W + A B in float32; other leaves stay as they are.
 

@@ -14,7 +14,7 @@ import jax
 
 from grpo_jax.planner.flops import count_flops
 from grpo_jax.planner.hlo import Collective, by_kind, collectives
-from grpo_jax.planner.job import Job, trace_learn, trace_sample
+from grpo_jax.planner.job import Job, trace_sample, trace_update
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -77,9 +77,9 @@ def compile_sample(job: Job) -> Program:
 
 
 @functools.cache
-def compile_learn(job: Job) -> Program:
+def compile_update(job: Job) -> Program:
   """Compiles the update program."""
-  return _compiled("update", trace_learn(job), job, 1)
+  return _compiled("update", trace_update(job), job, 1)
 
 
 def _compiled(name: str, traced: Any, job: Job, unknown_trips: int) -> Program:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from grpo_jax.grpo import GRPOConfig
+from grpo_jax.grpo import GRPOConfig, reference_program, resolve, update_program
 from grpo_jax.models import DecoderConfig, LoraConfig, init_adapters, init_params
 from grpo_jax.optimizers import Optimizer, make_optimizer, make_schedule
-from grpo_jax.programs import learn_program, resolve, sample_program
+from grpo_jax.sampling import sample_program
 from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
-from grpo_jax.types import Prompts, Rollout, TrainState
+from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,17 @@ def abstract_rollout(job: Job) -> Rollout:
   s, group, t = job.prompt_tokens, job.group, job.completion_tokens
   prompts = Prompts(array(jnp.int32, s), array(jnp.bool_, s), array(jnp.int32))
   ours = lambda dtype: array(dtype, group, t)
-  return Rollout(prompts, ours(jnp.int32), ours(jnp.bool_), ours(jnp.float32), ours(jnp.float32))
+  return Rollout(
+    prompts, ours(jnp.int32), ours(jnp.bool_), ours(jnp.bool_), ours(jnp.float32), ours(jnp.float32)
+  )
+
+
+def abstract_batch(job: Job) -> GRPOBatch:
+  """The `GRPOBatch` of shapes."""
+  rollout = abstract_rollout(job)
+  advantages: Any = jax.ShapeDtypeStruct((job.prompts_per_step, job.group), jnp.float32)
+  ref_logp = rollout.logp if job.grpo.kl_weight else None
+  return GRPOBatch(rollout, advantages, rollout.logp, ref_logp)
 
 
 def trace_sample(job: Job) -> Any:
@@ -143,13 +153,17 @@ def trace_sample(job: Job) -> Any:
   return program.trace(*_traceable(job, (trained, abstract_base(job), prompts)), _abstract_key())
 
 
-def trace_learn(job: Job) -> Any:
+def trace_update(job: Job) -> Any:
   """The update program, traced: `.jaxpr`, `.lower()`."""
-  grpo = _resolved(job)
-  program = learn_program(job.policy, job.mesh, _optimizer(job), grpo, job.lora)
-  before = (abstract_state(job), abstract_base(job), abstract_reference(job))
-  rewards = jax.ShapeDtypeStruct((job.prompts_per_step, job.group), jnp.float32)
-  return program.trace(*_traceable(job, (*before, abstract_rollout(job))), rewards)
+  program = update_program(job.policy, job.mesh, _optimizer(job), _resolved(job), job.lora)
+  arguments = (abstract_state(job), abstract_batch(job), abstract_base(job))
+  return program.trace(*_traceable(job, arguments))
+
+
+def trace_reference(job: Job) -> Any:
+  """The program that scores a rollout under the reference, traced; needs a KL term."""
+  program = reference_program(job.policy, job.mesh, _resolved(job))
+  return program.trace(*_traceable(job, (abstract_reference(job), abstract_rollout(job))))
 
 
 def bytes_per_device(tree: Any) -> int:

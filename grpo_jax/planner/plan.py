@@ -21,9 +21,9 @@ from grpo_jax.planner.arithmetic import (
   temporaries,
   update_phase,
 )
-from grpo_jax.planner.compiled import Program, compile_learn, compile_sample, extrapolate
+from grpo_jax.planner.compiled import Program, compile_sample, compile_update, extrapolate
 from grpo_jax.planner.flops import count_flops
-from grpo_jax.planner.job import Job, trace_learn, trace_sample
+from grpo_jax.planner.job import Job, trace_reference, trace_sample, trace_update
 from grpo_jax.planner.topology import Topology
 
 # Of a chip's memory, what programs can have: libtpu keeps 0.25 GiB of v5e's 16 for itself, and
@@ -75,7 +75,7 @@ class Plan:
     """A device's memory while it updates."""
     if self.update is None:
       return self.resident.total + self.estimated[1]
-    return self.update.total
+    return self.resident.reference + self.update.total
 
   @property
   def fits(self) -> bool:
@@ -122,7 +122,7 @@ def make_plan(
     log("compiling the sampling program")
     sample = compile_sample(job)
     log("compiling the update program")
-    update = compile_learn(job)
+    update = compile_update(job)
   plan = Plan(
     job, topology, held, caches(job), temporaries(job), limit, sample, update,
     _phases(job, sample, update), None,
@@ -169,7 +169,10 @@ def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[st
   sampling = trace_sample(job).jaxpr
   prefill = count_flops(sampling, while_trips=0) / devices
   both = count_flops(sampling, while_trips=job.completion_tokens - 1) / devices
-  learn = count_flops(trace_learn(job).jaxpr, while_trips=job.prompts_per_step) / devices
+  traced = [trace_update(job), *([trace_reference(job)] if job.grpo.kl_weight else [])]
+  update_flops = sum(
+    count_flops(program.jaxpr, while_trips=job.prompts_per_step) / devices for program in traced
+  )
   sent = sent_by_fsdp(job)
   if sample is not None and update is not None and not (sample.refused or update.refused):
     before = sample.sent_before
@@ -177,7 +180,7 @@ def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[st
   return {
     "prefill": prefill_phase(job, prefill, sent[0]),
     "decode": decode_phase(job, both - prefill, sent[1]),
-    "update": update_phase(job, learn, sent[2]),
+    "update": update_phase(job, update_flops, sent[2]),
   }
 
 
@@ -194,7 +197,7 @@ def _compiled_slopes(job: Job) -> tuple[float, float]:
     small, large = (build(some.with_layers(layers)) for layers in SHALLOW)
     return extrapolate(small, large, SHALLOW, job.policy.num_layers).total
 
-  return tuple(total(b, 2) - total(b, 1) for b in (compile_sample, compile_learn))  # type: ignore
+  return tuple(total(b, 2) - total(b, 1) for b in (compile_sample, compile_update))  # type: ignore
 
 
 def _estimated_slopes(job: Job) -> tuple[float, float]:

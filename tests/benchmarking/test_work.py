@@ -39,9 +39,9 @@ def test_a_step_runs_what_training_runs(work):
   timed = step.run()
   del work.rewards
   (rollout,) = drawn
-  ended = np.isin(rollout.tokens, work.stop_ids) & rollout.mask
-  assert ended.any() and timed.tokens == rollout.mask.sum() < LOAD.tokens
-  longest = rollout.mask.sum(-1).max()
+  ended = np.isin(rollout.tokens, work.stop_ids) & rollout.completion_mask
+  assert ended.any() and timed.tokens == rollout.completion_mask.sum() < LOAD.tokens
+  longest = rollout.completion_mask.sum(-1).max()
   updated = next(shape for shape in step._compiled if len(shape) == 5)  # prompts, completions
   assert updated[2:] == (4, 2, min(bucket_length(longest, LENGTH_BUCKETS), 64))
   rewards = score(0, rollout)

@@ -16,7 +16,7 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, attention, blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.planner import parse_topology, plan_mesh
-from grpo_jax.planner.job import Job, trace_learn, trace_sample
+from grpo_jax.planner.job import Job, trace_sample, trace_update
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
@@ -168,7 +168,7 @@ def test_a_step_on_prompts_of_32k_compiles_without_their_scores(monkeypatch):
   policy = DecoderConfig(256, 64, 128, 2, heads, 2, 16)
   grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16))
   job = Job(policy, make_mesh(), grpo, 1, length)
-  for traced in (trace_sample(job), trace_learn(job)):
+  for traced in (trace_sample(job), trace_update(job)):
     used = traced.lower().compile().memory_analysis().temp_size_in_bytes
     assert used < 4 * heads * length**2 / 16
 
@@ -214,7 +214,7 @@ def test_a_tpu_takes_its_kernel_for_long_prompts(monkeypatch):
   mesh = plan_mesh("fsdp:2,tensor:2", parse_topology("v5e:2x2"))
   policy = DecoderConfig(256, 512, 256, 2, 4, 2, 128, dtype="bfloat16")
   grpo = GRPOConfig(sampling=SamplingConfig(group_size=2, max_tokens=16), remat="layers")
-  compiled = trace_learn(Job(policy, mesh, grpo, 4, 32768)).lower().compile()
+  compiled = trace_update(Job(policy, mesh, grpo, 4, 32768)).lower().compile()
   kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
   # Of the one layer in the loop: forward, again, the queries' gradient, that of keys and values.
   assert kernels == 4

@@ -18,7 +18,7 @@ import pytest
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params, prefill
 from grpo_jax.planner import Job, parse_topology, plan_mesh
-from grpo_jax.planner.job import trace_learn, trace_sample
+from grpo_jax.planner.job import trace_sample, trace_update
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
@@ -46,7 +46,7 @@ def programs(mesh: str, topology: str = "") -> dict[str, str]:
   sampling = SamplingConfig(group_size=G, max_tokens=T)
   grpo = GRPOConfig(sampling=sampling, micro_batch_prompts=where.size)
   job = Job(POLICY, where, grpo, 3 * where.size, S)
-  traced = {"sample": trace_sample(job), "update": trace_learn(job)}
+  traced = {"sample": trace_sample(job), "update": trace_update(job)}
   return {name: program.lower().compile().as_text() for name, program in traced.items()}
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.algorithms import group_advantages, share_without_spread
+from grpo_jax.losses import group_advantages, share_without_spread
 
 
 def test_advantages_are_the_hand_computed_ones():
