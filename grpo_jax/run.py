@@ -8,7 +8,8 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -51,6 +52,29 @@ from grpo_jax.types import Rollout, TrainState
 
 SYNTHETIC = "synthetic:"
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collected:
+  """What sampling and scoring leave for the record of a step.
+
+  Attributes:
+    drawn: the completions as NumPy arrays, uncut.
+    texts: P * G of them, group after group.
+    breakdowns: what the reward says of each.
+    failures: metrics of what could not be scored.
+    rewards: [P, G] float32.
+    sampled: when the completions were there, in seconds of `time.perf_counter`.
+    scored: when their rewards were.
+  """
+
+  drawn: Rollout
+  texts: Sequence[str]
+  breakdowns: Sequence[RewardBreakdown]
+  failures: Mapping[str, float]
+  rewards: np.ndarray
+  sampled: float
+  scored: float
 
 
 class Run:
@@ -203,21 +227,22 @@ class Run:
     prompts = jax.device_put(arrays, batch_sharding(self.mesh))
     ready = time.perf_counter()
 
+    collected: list[Collected] = []
+
     def collect(state, prompts):
-      nonlocal drawn, sampled, scored, texts, breakdowns, failures
       rollout = self._sample(state.params, self.base, prompts, step_key(state))
       drawn = hosts.fetch(rollout)
       sampled = time.perf_counter()
       between()
       texts, breakdowns, failures, rewards = self._decode_and_score(drawn, tasks, reward)
       scored = time.perf_counter()
+      collected.append(Collected(drawn, texts, breakdowns, failures, rewards, sampled, scored))
       between()
       return cut_to_bucket(rollout, int(drawn.completion_mask.sum(-1).max())), rewards
 
-    drawn = sampled = scored = texts = breakdowns = failures = None
     rate = float(self.schedule(steps_taken(state.opt_state)))  # of the first of its updates
     score_reference = lambda rollout: self._reference(self.ref_params, rollout)
-    state, found, rollout, rewards = grpo_step(
+    state, found, rollout, _ = grpo_step(
       state,
       prompts,
       collect=collect,
@@ -225,26 +250,32 @@ class Run:
       reference=score_reference if self.grpo.kl_weight else lambda rollout: None,
       settings=self.grpo,
     )
+    [seen] = collected
     if self.config.kl_every and not self.grpo.kl_weight and step % self.config.kl_every == 0:
       found["kl"] = kl_to_reference(rollout, score_reference(rollout))
-    found = {name: float(value) for name, value in found.items()}
+    metrics = {name: float(value) for name, value in found.items()}
     self.sample_shapes.add(prompts.tokens.shape[1])
     self.update_shapes.add((prompts.tokens.shape[1], rollout.tokens.shape[2]))
     updated = time.perf_counter()
 
-    cut = reached_limit(drawn, self.grpo.sampling.max_tokens, self.stop_ids)
-    metrics = rollout_metrics(drawn.completion_mask, rewards, breakdowns, cut)
-    metrics |= found | failures
+    cut = reached_limit(seen.drawn, self.grpo.sampling.max_tokens, self.stop_ids)
+    mask = np.asarray(seen.drawn.completion_mask)
+    metrics |= rollout_metrics(mask, seen.rewards, seen.breakdowns, cut)
+    metrics |= seen.failures
     metrics["learning_rate"] = rate
     if hosts.is_first():
-      write_rollouts(self.dir, step, tasks, texts, breakdowns, rewards, self.grpo.advantage)
+      write_rollouts(
+        self.dir, step, tasks, seen.texts, seen.breakdowns, seen.rewards, self.grpo.advantage
+      )
       if metrics["skipped_updates"]:
-        log.warning("no finite update: see %s", write_bad_step(self.dir, step, drawn, rewards))
+        log.warning(
+          "no finite update: see %s", write_bad_step(self.dir, step, seen.drawn, seen.rewards)
+        )
     ended = time.perf_counter()
     metrics |= {
-      "seconds/sample": sampled - ready,
-      "seconds/reward": scored - sampled,
-      "seconds/update": updated - scored,
+      "seconds/sample": seen.sampled - ready,
+      "seconds/reward": seen.scored - seen.sampled,
+      "seconds/update": updated - seen.scored,
       "seconds/other": (ready - began) + (ended - updated),
       "step_time": ended - began,
       "tokens_per_second": metrics["tokens"] / (ended - began),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ def cut_to_bucket(rollout: Rollout, longest: int) -> Rollout:
   """Cuts the padding behind the longest completion, of so many tokens, down to a bucket."""
   length = min(bucket_length(longest, LENGTH_BUCKETS), rollout.tokens.shape[2])
   names = ("tokens", "completion_mask", "loss_mask", "logp", "sampled_logp")
-  return rollout.replace(**{name: getattr(rollout, name)[..., :length] for name in names})
+  return dataclasses.replace(rollout, **{n: getattr(rollout, n)[..., :length] for n in names})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -1,4 +1,4 @@
-"""The floors of the house: what may import what, and how large a room may grow."""
+"""The floors of the house: what may import what."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ FLOORS = (
     "installation",
     "redaction",
   },
-  {"models", "text", "data", "rewards", "algorithms"},
+  {"models", "text", "data", "rewards", "losses"},
   {
-    "sampling",
     "sharding",
     "optimizers",
     "checkpoints",
@@ -41,8 +40,9 @@ FLOORS = (
     "rollout_scores",
     "stop_signals",
   },
-  {"grpo", "sft", "evaluate", "report", "profiling"},
-  {"run_config", "programs"},
+  {"sampling", "report"},
+  {"grpo", "sft", "evaluate", "profiling"},
+  {"run_config"},
   {"run", "planner", "benchmarking"},
   {"training", "sweep", "replay"},
 )
@@ -60,7 +60,6 @@ WITHOUT_JAX = {
   "report",
 }
 WITH_FLAX = {"models", "types"}
-MAX_LINES = 320
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -135,12 +134,6 @@ def test_scripts_do_not_import_each_other(path):
   stems = {script.stem for script in SCRIPTS} - {path.stem}
   imported = {module.split(".")[0] for module in imports_of(path.read_text(encoding="utf-8"), path)}
   assert not imported & (stems | {"experiments"})
-
-
-@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_the_size_of_one_room(path):
-  lines = len(path.read_text(encoding="utf-8").splitlines())
-  assert lines <= MAX_LINES
 
 
 def test_names_say_what_is_inside():

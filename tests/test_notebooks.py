@@ -20,6 +20,7 @@ np.testing.assert_allclose(advantages.sum(axis=1), 0, atol=1e-3)
 assert abs(float(metrics["loss"])) < 1e-5 < float(metrics["grad_norm"])
 assert float(metrics["sampling/sampling_logp_difference/max"]) < 1e-3
 assert good.mean() > 0 > bad.mean()
+assert all(jax.tree.leaves(same)), "grpo_step is not the steps one by one"
 """,
 }
 

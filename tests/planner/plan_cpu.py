@@ -20,7 +20,7 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig
 from grpo_jax.planner import Job
 from grpo_jax.planner.arithmetic import resident
-from grpo_jax.planner.compiled import Program, compile_learn, compile_sample, extrapolate
+from grpo_jax.planner.compiled import Program, compile_update, compile_sample, extrapolate
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
@@ -37,7 +37,7 @@ def numbers(program: Program) -> dict:
 
 def plan_of(mesh: str) -> dict:
   job = Job(CONFIG, make_mesh(mesh), GRPO, 16, 40)
-  sample, update = compile_sample(job), compile_learn(job)
+  sample, update = compile_sample(job), compile_update(job)
   shapes = [*sample.instructions, *update.instructions]
   # Floating-point arrays with a whole (micro-)batch in front and a token axis behind it. Looking
   # tokens up in a split embedding makes one: every token, but a slice of its width.
@@ -59,7 +59,7 @@ def plan_of(mesh: str) -> dict:
   }
   if mesh == "fsdp:8":
     # Not from one layer: a loop of one pass is no loop to XLA.
-    few, more, whole = (compile_learn(job.with_layers(layers)) for layers in (2, 3, 5))
+    few, more, whole = (compile_update(job.with_layers(layers)) for layers in (2, 3, 5))
     line = extrapolate(few, more, (2, 3), 5)
     found["five"] = numbers(whole)
     found["line"] = numbers(line)
