@@ -20,7 +20,7 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig
 from grpo_jax.planner import Job
 from grpo_jax.planner.arithmetic import resident
-from grpo_jax.planner.compiled import Program, compile_update, compile_sample, extrapolate
+from grpo_jax.planner.compiled import Program, compile_sample, compile_update, extrapolate
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
