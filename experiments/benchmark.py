@@ -26,34 +26,27 @@ from typing import Any
 import jax
 from absl import app, flags
 
+from grpo_jax import command_line
 from grpo_jax.benchmarking.floor import Rates, floor_of, measure_rates
 from grpo_jax.benchmarking.flops import step_work
 from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
 from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, process_age, spread
 from grpo_jax.benchmarking.work import RandomWork, ToolWork
+from grpo_jax.config import RunConfig, read_preset
 from grpo_jax.installation import git_commit
 from grpo_jax.models import DecoderConfig
 from grpo_jax.profiling import phase_table, trace
 from grpo_jax.tables import Row, as_text
 
-FLAGS = flags.FLAGS
-D = Workload()
-REALISTIC_PROMPTS = 12  # as train_grpo.py --preset=tiny
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+command_line.define(Workload)
+command_line.define(RunConfig, ["micro_batch_prompts", "dtype", "seed"])
 flags.DEFINE_string("shape", "S", f"{', '.join(SHAPES)} or a Hugging Face config.json")
-flags.DEFINE_bool("realistic", False, "real prompts, a policy that knows how to answer and to stop")
-flags.DEFINE_integer("prompts", D.prompts, "prompts a step; 12 with --realistic")
-flags.DEFINE_integer("prompt_tokens", D.prompt_tokens, "tokens in each prompt")
-flags.DEFINE_integer("group_size", D.group_size, "candidates sampled for each prompt (G)")
-flags.DEFINE_integer(
-  "completion_tokens", D.completion_tokens, "tokens in each candidate, or at most"
+flags.DEFINE_bool(
+  "realistic", False, "real prompts, a policy that knows how to answer and to stop; 12 --prompts"
 )
-flags.DEFINE_integer(
-  "micro_batch_prompts", 1, "prompts in one backward pass; 0: all", lower_bound=0
-)
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute dtype")
 flags.DEFINE_integer("steps", 5, "timed steps of each program, after one to warm up", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "of weights, prompts and samples")
 flags.DEFINE_list("compare", [], f"also time: {', '.join(PEERS)}")
 flags.DEFINE_string("environments", ".benchmark", "environments of --compare")
 flags.DEFINE_bool("profile", False, "trace two more steps into a folder beside the JSON")
@@ -62,14 +55,14 @@ flags.DEFINE_alias("out", "json")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   try:
     if unknown := set(FLAGS.compare) - set(PEERS):
       raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
     if FLAGS.realistic and not FLAGS["prompts"].present:
-      FLAGS["prompts"].value = REALISTIC_PROMPTS
-    load = Workload(FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.group_size, FLAGS.completion_tokens)
+      FLAGS["prompts"].value = read_preset("tiny")["prompts_per_step"]
+    command_line.check()
+    load = command_line.read(Workload)
     if FLAGS.micro_batch_prompts and load.prompts % FLAGS.micro_batch_prompts:
       raise ValueError("--micro_batch_prompts must divide --prompts")
     benchmark(chosen_work(load))

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
+from grpo_jax import command_line
 from grpo_jax.benchmarking.growth import (
   LAYOUTS,
   Point,
@@ -29,32 +30,34 @@ from grpo_jax.benchmarking.growth import (
   plot_growth,
   points_along,
 )
+from grpo_jax.benchmarking.shapes import Workload
+from grpo_jax.config import RunConfig
 from grpo_jax.installation import git_commit
 from grpo_jax.run_folder import write_text
 from grpo_jax.tables import Row, as_text
 
-FLAGS = flags.FLAGS
-AXES = {
-  "group_size": ("2,4,8,16", "candidates sampled for each prompt (G)"),
-  "prompt_tokens": ("64,128,256,512,1024", "tokens in each prompt"),
-  "completion_tokens": ("16,32,64,128", "tokens in each candidate"),
-  "width": ("128,256,384", "hidden sizes of the model, multiples of 128"),
-}
-for name, (default, words) in AXES.items():
-  flags.DEFINE_list(name, default.split(","), words)
-flags.DEFINE_integer("prompts", 2, "prompts a step", lower_bound=1)
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+command_line.define_axes(
+  Workload,
+  [],
+  group_size=["2", "4", "8", "16"],
+  prompt_tokens=["64", "128", "256", "512", "1024"],
+  completion_tokens=["16", "32", "64", "128"],
+)
+command_line.define(Workload, [], prompts=2)
+command_line.define(RunConfig, ["seed"])
+flags.DEFINE_list("width", ["128", "256", "384"], "hidden sizes of the model, multiples of 128")
 flags.DEFINE_integer("layers", 4, "layers of the model", lower_bound=1)
 flags.DEFINE_integer("steps", 3, "timed steps of each point, after one to warm up", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "of weights, prompts and samples")
 flags.DEFINE_string("json", "runs/benchmark/growth.json", "the points so far")
 flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   try:
-    axes = {name: [int(value) for value in FLAGS[name].value or ()] for name in AXES}
+    command_line.check()
+    axes = command_line.axes() | {"width": [int(value) for value in FLAGS.width]}
     along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
     for point in (point for points in along.values() for point in points):
       _ = point.load  # sizes out of range are refused before any work

@@ -10,11 +10,11 @@ of the input leaves.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ import numpy as np
 from absl import app, flags
 from referencing import Registry
 
+from grpo_jax import command_line
+from grpo_jax.config import RunConfig, SamplingConfig
 from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.data.prompts import STYLES, system_message
 from grpo_jax.json_text import read_json
@@ -39,29 +41,24 @@ from grpo_jax.models import (
   logits_of,
   prefill,
 )
-from grpo_jax.rewards import PARSE_ERRORS, PARSE_MODES, parse
+from grpo_jax.rewards import PARSE_ERRORS, parse
 from grpo_jax.rewards.parser import ParseMode
-from grpo_jax.sampling import LENGTH_BUCKETS, SamplingConfig, draw
+from grpo_jax.sampling import LENGTH_BUCKETS, draw
 from grpo_jax.schema import ToolCall, ToolSpec
 from grpo_jax.text import encode_messages, load_tokenizer, stop_token_ids
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "checkpoint folder or hub id; the embedded policy by default")
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+command_line.define(RunConfig, ["model", "parse", "seed", "dtype"], plain_user_text=True)
+command_line.define(
+  SamplingConfig, without=["group_size"], max_completion_tokens=256, temperature=0.0
+)
+flags.DEFINE_alias("max_tokens", "max_completion_tokens")
 flags.DEFINE_string("adapter", None, "folder of LoRA adapters (PEFT's format) for this model")
 flags.DEFINE_string("tools", None, "JSON file with a list of tool schemas; none by default")
 flags.DEFINE_enum(
   "style", "system", STYLES, "tools in the system message, or in the template's way"
 )
 flags.DEFINE_string("system", None, "system message; with tools, the training prompt's by default")
-flags.DEFINE_bool(
-  "plain_user_text", True, "special tokens spelled out in a message are text, not tokens"
-)
-flags.DEFINE_enum("parse", "strict", PARSE_MODES, "which forms of calls are accepted")
-flags.DEFINE_integer("max_tokens", 256, "answers are cut here, in tokens", lower_bound=1)
-flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
-flags.DEFINE_float("top_p", 1.0, "keep the likeliest tokens of this total probability")
-flags.DEFINE_integer("seed", 0, "of the sampled tokens", lower_bound=0)
-flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and compute")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -188,11 +185,8 @@ def converse(path: str, tools: Sequence[ToolSpec]) -> None:
   if FLAGS.adapter:
     params = attach(params, *load_adapters(FLAGS.adapter, policy))
   tokenizer = load_tokenizer(path)
-  cfg = SamplingConfig(
-    group_size=1,
-    max_tokens=FLAGS.max_tokens,
-    temperature=FLAGS.temperature,
-    top_p=FLAGS.top_p,
+  cfg = dataclasses.replace(
+    command_line.read(SamplingConfig, group_size=1),
     stop_ids=stop_token_ids(tokenizer, path),
     pad_id=policy.pad_token_id or 0,
   )
@@ -229,10 +223,10 @@ def ask() -> str | None:
 
 def main(argv: list[str]) -> None:
   """Starts the conversation."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   try:
-    converse(FLAGS.model or str(files("grpo_jax") / "assets" / "tiny"), read_tools(FLAGS.tools))
+    command_line.check()
+    converse(FLAGS.model, read_tools(FLAGS.tools))
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 

@@ -17,26 +17,27 @@ from typing import Any
 
 from absl import app, flags
 
+from grpo_jax import command_line
+from grpo_jax.config import RunConfig, check_date, recorded_date
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.evaluate import evaluate
-from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.rewards import load_reward, reward_files
 from grpo_jax.run import read_tasks
-from grpo_jax.run_config import check_date, recorded_date
 from grpo_jax.scores import compare, differing_settings
 from grpo_jax.tables import as_text, gain_rows, score_rows
 from grpo_jax.text import load_tokenizer, stop_token_ids
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model", str(TINY_MODEL), "checkpoint folder or hub id")
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+command_line.define(
+  RunConfig,
+  ["model", "data_seed", "reward", "max_prompt_tokens", "template_date", "plain_user_text", "seed",
+   "dtype"],
+  data="synthetic:unseen",
+  max_completion_tokens=96,
+  temperature=0.0,
+)  # fmt: skip
 flags.DEFINE_string("adapter", None, "folder of LoRA adapters (PEFT's format) for this model")
-flags.DEFINE_string(
-  "data",
-  "synthetic:unseen",
-  "tasks: JSONL, JSON or parquet file, datasets folder or hub id, or synthetic:<split>",
-)
-flags.DEFINE_integer("data_seed", 0, "seed of the synthetic data", lower_bound=0)
 flags.DEFINE_string(
   "out",
   "runs/eval/latest",
@@ -44,33 +45,17 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("compare_with", None, "the --out of an earlier evaluation of the same tasks")
 flags.DEFINE_integer("limit", 0, "only the first so many tasks; 0: all", lower_bound=0)
-flags.DEFINE_string("reward", "tiered", "a built-in reward, file.py:function, or a weighted list")
-flags.DEFINE_integer("max_prompt_tokens", 1024, "a longer prompt is an error", lower_bound=1)
-flags.DEFINE_integer("max_completion_tokens", 96, "completions are cut here", lower_bound=1)
-flags.DEFINE_string(
-  "template_date",
-  None,
-  "day that templates with a date show, YYYY-MM-DD; default: that of the model's run, or today",
-)
-flags.DEFINE_bool(
-  "plain_user_text",
-  False,
-  "special tokens spelled out in user and tool messages are text, not tokens",
-)
-flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token", lower_bound=0.0)
 flags.DEFINE_integer("samples", 1, "completions a task; above 1 with a temperature", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "of the samples and of the bootstrap intervals", lower_bound=0)
 flags.DEFINE_integer("batch_prompts", 16, "prompts generated at the same time", lower_bound=1)
-flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "compute dtype of the decoder")
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   if FLAGS.samples > 1 and FLAGS.temperature == 0:
     raise app.UsageError(f"--samples={FLAGS.samples} needs a --temperature above 0")
   scores, completions = out_paths(FLAGS.out)
   try:
+    command_line.check()
     settings = scored_by()
     earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
     if earlier and (names := differing_settings(earlier[0], {"settings": settings})):

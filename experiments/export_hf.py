@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from grpo_jax import command_line
 from grpo_jax.models import attach, load_adapters, load_pretrained, save_pretrained
 from grpo_jax.text import load_tokenizer
 
@@ -30,8 +31,7 @@ flags.mark_flags_as_required(["model", "out"])
 
 def main(argv: list[str]) -> None:
   """Loads, writes and says what was written."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   out = Path(FLAGS.out)
   if Path(FLAGS.model).resolve() == out.resolve():
     raise app.UsageError("--out is the folder of --model; an export must not overwrite its source")

@@ -27,6 +27,7 @@ import numpy as np
 from absl import app, flags
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from grpo_jax import command_line
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.tensor_file import write_tensors
 
@@ -165,8 +166,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
   """Fetches, checks and converts."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   try:
     from gguf import GGUFReader
   except ImportError:

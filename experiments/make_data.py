@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from grpo_jax import command_line
 from grpo_jax.data.jsonl import data_sha256, load_tasks, write_jsonl
 from grpo_jax.data.prompts import STYLES
 from grpo_jax.data.summary import data_summary
@@ -31,8 +32,7 @@ for _split in SPLITS:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   for split in SPLITS:
     path = Path(FLAGS.out) / f"{split}.jsonl"
     write_jsonl(generate(FLAGS.seed, split, FLAGS[f"{split}_size"].value, FLAGS.style), path)

@@ -25,6 +25,7 @@ from absl import app, flags
 from flax import serialization
 from tokenizers import Tokenizer
 
+from grpo_jax import command_line
 from grpo_jax.data.procedural import Words, demonstrations
 from grpo_jax.data.prompts import system_message
 from grpo_jax.models import DecoderConfig, load_pretrained, save_pretrained
@@ -173,8 +174,7 @@ def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatc
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
   words = corpus_words()

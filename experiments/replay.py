@@ -12,6 +12,7 @@ import sys
 
 from absl import app, flags
 
+from grpo_jax import command_line
 from grpo_jax.replay import replay
 
 FLAGS = flags.FLAGS
@@ -20,8 +21,7 @@ flags.DEFINE_integer("step", None, "the step to do again, from 0", required=True
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+  command_line.refuse_arguments(argv)
   try:
     found = replay(FLAGS.run, FLAGS.step)
   except (ValueError, OSError) as error:

@@ -21,57 +21,41 @@ from typing import Any
 
 from absl import app, flags
 
-from grpo_jax.grid import Cell, axis_values, grid, without_idle_weights
-from grpo_jax.rewards import TIERS, JudgeConfig, RewardConfig, RewardWeights, load_reward
+from grpo_jax import command_line
+from grpo_jax.config import RunConfig
+from grpo_jax.grid import Cell, grid, without_idle_weights
+from grpo_jax.rewards import TIERS, JudgeConfig, RewardWeights, load_reward
+from grpo_jax.settings import build, settings_of
 from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
 from grpo_jax.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
-KINDS = {"float": float, "int": int, "bool": bool}
-WEIGHTS = {field.name: field for field in dataclasses.fields(RewardWeights)}
-
+# The seed varies slowest, so that a part of the sweep is a comparison too.
+command_line.define_axes(RunConfig, [], seed=["0"], reward=list(TIERS))
+command_line.define_axes(RewardWeights)
 flags.DEFINE_string("sweep_dir", "runs/sweep_reward", "folder for the runs and the table")
-flags.DEFINE_multi_string(
-  "reward", list(TIERS), "what train_grpo's --reward takes; repeat it for several"
-)
-for weight in WEIGHTS.values():
-  flags.DEFINE_list(
-    weight.name, None, f"values to try, for the rewards that read it: {weight.metadata['help']}"
-  )
-flags.DEFINE_list("seed", ["0"], "seeds of the data order and the samples")
 flags.DEFINE_bool("dry_run", False, "list the runs and stop")
 
 
 def judge_of(passed_on: Sequence[str]) -> JudgeConfig | None:
   """The judge that the runs will have, if the flags that they all get name one."""
   given = dict(argument.removeprefix("--").partition("=")[::2] for argument in passed_on)
-  if not given.get("judge_model"):
-    return None
-  judged: Any = given.get("judged", "texts")
-  return JudgeConfig(given["judge_model"], given.get("judge_url"), judged=judged)
+  known = settings_of(JudgeConfig)
+  values = {name: known[name].read(text) for name, text in given.items() if name in known}
+  return build(JudgeConfig, values) if values.get("judge_model") else None
 
 
 def cells(judge: JudgeConfig | None) -> list[Cell]:
-  """The runs of the sweep, checked; the seed varies slowest, so that a part is a comparison too."""
-  axes = {
-    "seed": axis_values("seed", FLAGS.seed, int),
-    "reward": axis_values("reward", FLAGS.reward, str),
-  }
-  for name, field in WEIGHTS.items():
-    if FLAGS[name].value is not None:
-      axes[name] = axis_values(name, FLAGS[name].value, KINDS[str(field.type)])
+  """The runs of the sweep, checked."""
+  axes = command_line.axes()
   found = without_idle_weights(grid(axes))
   for name in axes:
     if not any(name in cell.settings for cell in found):
       raise ValueError(f"--{name} is read by none of the rewards {', '.join(FLAGS.reward)}")
   for cell in found:
-    settings = dict(cell.settings)
-    seed, reward = settings.pop("seed"), settings.pop("reward")
     try:
-      if int(seed) < 0:
-        raise ValueError("the seed must not be negative")
-      weights = RewardWeights(**settings)  # type: ignore[arg-type]
-      load_reward(str(reward), RewardConfig(weights=weights, judge=judge)).close()
+      config = build(RunConfig, cell.settings).reward_config
+      load_reward(str(cell.settings["reward"]), dataclasses.replace(config, judge=judge)).close()
     except ValueError as error:
       raise ValueError(f"{cell.name}: {error}") from error
   return found
@@ -79,7 +63,7 @@ def cells(judge: JudgeConfig | None) -> list[Cell]:
 
 def main(argv: list[str]) -> None:
   script, folder = Path(__file__).with_name("train_grpo.py"), Path(FLAGS.sweep_dir)
-  own_flags = ("seed", "reward", *WEIGHTS)
+  own_flags = {"seed", "reward", *settings_of(RewardWeights)}
   try:
     runs = cells(judge_of(argv[1:]))
     check_sweep(runs, folder, argv[1:], own_flags)

@@ -6,9 +6,9 @@ import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from grpo_jax.rewards import RewardWeights
+from grpo_jax.settings import Setting
 
 Value = bool | int | float | str
 
@@ -56,24 +56,21 @@ def as_flag(value: Value) -> str:
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def axis_values(flag: str, texts: Sequence[str], kind: type) -> list[Value]:
+def axis_values(axis: Setting, texts: Sequence[str]) -> list[Value]:
   """Reads the values of one axis.
 
   Args:
-    flag: its name.
+    axis: the setting that varies.
     texts: the values as they were given.
-    kind: bool, int, float or str.
 
   Raises:
-    ValueError: no value, one that is not of the kind, or one given twice.
+    ValueError: no value, one that the setting refuses, or one given twice.
   """
-  read: Any = {"true": True, "false": False}.__getitem__ if kind is bool else kind
-  try:
-    found = [read(text.strip()) for text in texts]
-  except (KeyError, ValueError):
-    raise ValueError(f"--{flag}={','.join(texts)}; expected {kind.__name__} values") from None
+  found = [axis.read(text) for text in texts]
+  for value in found:
+    axis.check(value)
   if not found or len(set(found)) < len(found):
-    raise ValueError(f"--{flag}={','.join(texts)}; expected different values, at least one")
+    raise ValueError(f"--{axis.name}={','.join(texts)} must be different values, at least one")
   return found
 
 

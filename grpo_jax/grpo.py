@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,79 +21,23 @@ from jax import lax
 from jax.sharding import Mesh
 
 from grpo_jax import losses
-from grpo_jax.losses import AdvantageScale, Aggregation, Loss, k3_divergence, masked_mean
+from grpo_jax.config import GRPOConfig
+from grpo_jax.losses import k3_divergence, masked_mean
 from grpo_jax.models import (
   DecoderConfig,
   LoraConfig,
   Params,
-  Remat,
   TokenLogprobs,
   completion_logprobs,
   with_adapters,
 )
 from grpo_jax.placement import split_prompts
-from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import AnyMesh, on_mesh, split_parameters, state_shardings
 from grpo_jax.types import Array, GRPOBatch, Prompts, Rollout, TrainState
 
 Collect = Callable[[TrainState, Prompts], tuple[Rollout, Array]]
 Update = Callable[[TrainState, GRPOBatch], tuple[TrainState, dict[str, jax.Array]]]
 Reference = Callable[[Rollout], jax.Array | None]
-
-
-@dataclass(frozen=True)
-class GRPOConfig:
-  """The numbers of Algorithm 1; static under jit.
-
-  Attributes:
-    sampling: how the groups are drawn.
-    advantage: `std` (the paper) or `none`: what group advantages are divided by.
-    advantage_epsilon: added to the standard deviation, in units of reward.
-    loss: the per-token loss, one of `losses.LOSSES`.
-    aggregation: what the loss is a mean over: `sequence` (the paper), `token` or `constant`; see
-      `losses.token_weights`.
-    clip_low: epsilon below 1 for the ratio.
-    clip_high: epsilon above 1 for the ratio.
-    kl_weight: beta, in reward per nat; 0 needs no reference policy.
-    inner_updates: mu, passes over each batch of completions.
-    minibatches: optimizer steps a pass, each on its share of the prompts.
-    micro_batch_prompts: prompts in one backward pass; 0 takes a whole minibatch. The result does
-      not depend on it.
-    remat: what of a layer the backward pass computes again instead of keeping it: `none`, `dots`
-      (all but the products with weights) or `layers` (all).
-    skip_idle: leave micro-batches out whose groups are all without spread; exact, but not possible
-      with a KL term. It reorders the prompt axis and is tested on one device only, where `run.Run`
-      sets it.
-    gather_weights: sample with the weights whole along `fsdp`: gathered once, not for every token,
-      and held by each device (as the tensor axis splits them) in the compute dtype meanwhile.
-  """
-
-  sampling: SamplingConfig = field(default_factory=SamplingConfig)
-  advantage: AdvantageScale = "std"
-  advantage_epsilon: float = 1e-4
-  loss: Loss = "grpo"
-  aggregation: Aggregation = "sequence"
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  kl_weight: float = 0.0
-  inner_updates: int = 1
-  minibatches: int = 1
-  micro_batch_prompts: int = 0
-  remat: Remat = "none"
-  skip_idle: bool = False
-  gather_weights: bool = True
-
-  def __post_init__(self) -> None:
-    if self.sampling.group_size < 2:
-      raise ValueError("group_size must be at least 2: a candidate is compared with its group")
-    if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-      raise ValueError("clip_low must lie in (0, 1) and clip_high must be positive")
-    if self.kl_weight < 0:
-      raise ValueError("kl_weight must not be negative")
-    if self.skip_idle and self.kl_weight:
-      raise ValueError("skip_idle needs a kl_weight of 0: a KL term moves every group")
-    if self.inner_updates < 1 or self.minibatches < 1 or self.micro_batch_prompts < 0:
-      raise ValueError("inner_updates and minibatches must be at least 1, micro_batch_prompts 0")
 
 
 def grpo_step(

@@ -1,4 +1,4 @@
-"""What is installed: the policy that comes with the package, and the commit of the code."""
+"""What is installed: the policy and presets that come with the package, the commit of the code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
+PRESETS = Path(__file__).parent / "assets" / "presets"
 
 
 def git_commit() -> str:

@@ -5,7 +5,7 @@ optimizer step and sum to 1, so micro-batches and devices only add, and no count
 gradient does not depend on how the batch was cut.
 
 To add a loss: write a function with the signature of `grpo`, put its name into `LOSSES`, and
-`--loss` takes it. Its keyword arguments are settings of the same names (`grpo.GRPOConfig`).
+`--loss` takes it. Its keyword arguments are settings of the same names (`config.GRPOConfig`).
 """
 
 from __future__ import annotations
@@ -143,8 +143,7 @@ def grpo(
   return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
-Loss = Literal["grpo"]
-LOSSES: Mapping[Loss, Callable[..., jax.Array]] = {"grpo": grpo}
+LOSSES: Mapping[str, Callable[..., jax.Array]] = {"grpo": grpo}
 
 
 def log_ratio(logp: Array, old_logp: Array, mask: Array) -> jax.Array:

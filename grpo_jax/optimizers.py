@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
-Optimizer = Literal["adamw", "adafactor"]
-Decay = Literal["none", "linear"]
+from grpo_jax.config import Decay, OptimizerConfig
 
 
 def make_schedule(
@@ -35,29 +34,38 @@ def make_schedule(
 
 
 def make_optimizer(
-  name: Optimizer, schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+  config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """Builds AdamW, or Adafactor (Shazeer and Stern 2018, arXiv:1804.04235), behind a norm clip.
 
   AdamW keeps two moments of every parameter. Adafactor keeps the row and column means of the
-  squared gradient of a matrix whose sides are both at least 128, the whole square of others, and
-  no first moment. It deviates from the paper so that learning rate and weight decay mean what they
-  mean for AdamW: steps are not scaled by the parameter's own size, and decay is by learning rate.
+  squared gradient of a matrix whose sides are both large, the whole square of others, and no first
+  moment. It deviates from the paper so that learning rate and weight decay mean what they mean for
+  AdamW: steps are not scaled by the parameter's own size, and decay is by learning rate.
 
   Args:
-    name: which.
+    config: which, and its numbers.
     schedule: from the count of steps done to the learning rate.
-    weight_decay: decoupled, times the learning rate.
-    clip_norm: gradients are scaled down to this global norm.
   """
-  clip = optax.clip_by_global_norm(clip_norm)
-  if name == "adamw":
-    return optax.chain(clip, optax.adamw(schedule, b2=0.99, weight_decay=weight_decay))
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  if config.optimizer == "adamw":
+    adamw = optax.adamw(
+      schedule,
+      b1=config.adam_b1,
+      b2=config.adam_b2,
+      eps=config.adam_epsilon,
+      weight_decay=config.weight_decay,
+    )
+    return optax.chain(clip, adamw)
   return optax.chain(
     clip,
-    optax.scale_by_factored_rms(),
-    optax.clip_by_block_rms(1.0),
-    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_factored_rms(
+      decay_rate=config.adafactor_decay_rate,
+      min_dim_size_to_factor=config.adafactor_min_dim_factored,
+      epsilon=config.adafactor_epsilon,
+    ),
+    optax.clip_by_block_rms(config.adafactor_clip_rms),
+    optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),
   )
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.config import changed_settings, config_of
 from grpo_jax.rewards import load_reward
 from grpo_jax.run import Run
-from grpo_jax.run_config import changed_settings, config_of
 from grpo_jax.run_folder import whole_lines
 
 # What is compared of each prompt's record in rollouts/.

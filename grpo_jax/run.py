@@ -18,6 +18,7 @@ import numpy as np
 
 from grpo_jax import hosts
 from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.config import RunConfig, changed_settings, recorded_date, run_record
 from grpo_jax.data.batches import batch_at
 from grpo_jax.data.jsonl import data_sha256, load_tasks
 from grpo_jax.data.summary import data_summary
@@ -36,7 +37,6 @@ from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.rollout_log import rollout_metrics, write_bad_step, write_rollouts
 from grpo_jax.rollout_scores import reached_limit, score_rollout
-from grpo_jax.run_config import RunConfig, changed_settings, recorded_date, run_record
 from grpo_jax.run_folder import whole_lines, write_text
 from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.schema import ToolTask
@@ -120,12 +120,7 @@ class Run:
     self.schedule = make_schedule(
       config.learning_rate, config.warmup_steps, config.decay, config.steps * per_step
     )
-    self.tx = make_optimizer(
-      config.optimizer,
-      self.schedule,
-      weight_decay=config.weight_decay,
-      clip_norm=config.clip_norm,
-    )
+    self.tx = make_optimizer(config, self.schedule)
     self._traceback_shown = False
     self._decode = lambda ids: completion_text(self.tokenizer, ids, self.stop_ids)
     self.sample_shapes: set[int] = set()

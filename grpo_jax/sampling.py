@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from grpo_jax import hosts
+from grpo_jax.config import SamplingConfig
 from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.models import (
   DecoderConfig,
@@ -35,40 +35,6 @@ LENGTH_BUCKETS = (
 )
 CDF_BLOCK = 128
 PREFILL_TOKENS = 8192  # `generate` encodes at most so many prompt tokens at a time
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-  """How completions are drawn.
-
-  Attributes:
-    group_size: G, candidates a prompt.
-    max_tokens: T, the most tokens of a completion.
-    temperature: logits are divided by it; 0 takes the likeliest token.
-    top_k: keep this many likeliest tokens, of equally likely ones the lowest ids; 0 keeps all.
-    top_p: keep the fewest likeliest tokens that together reach this probability, of equally likely
-      ones the lowest ids; 1 keeps all.
-    min_p: keep tokens at least this likely relative to the likeliest; 0 keeps all.
-    stop_ids: tokens that end a completion (and belong to it).
-    pad_id: what is written after the end.
-  """
-
-  group_size: int = 8
-  max_tokens: int = 64
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  min_p: float = 0.0
-  stop_ids: tuple[int, ...] = ()
-  pad_id: int = 0
-
-  def __post_init__(self) -> None:
-    if self.group_size < 1 or self.max_tokens < 1:
-      raise ValueError("group_size and max_tokens must be at least 1")
-    if self.temperature < 0 or self.top_k < 0:
-      raise ValueError("temperature and top_k must not be negative")
-    if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
-      raise ValueError("top_p must lie in (0, 1] and min_p in [0, 1)")
 
 
 def sample_groups(

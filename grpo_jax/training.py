@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from grpo_jax import alarms, hosts
 from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.config import RunConfig
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import Params, save_adapters, save_pretrained
 from grpo_jax.profiling import profiled_steps
 from grpo_jax.report import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
 from grpo_jax.run import Run
-from grpo_jax.run_config import RunConfig
 from grpo_jax.run_folder import claimed, disk_is_full, whole_lines, write_text
 from grpo_jax.schema import ToolTask
 from grpo_jax.stop_signals import Stopped, StopSignals

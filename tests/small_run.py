@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 
 import grpo_jax
+from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
 from grpo_jax.rewards import RewardConfig
-from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 from grpo_jax.tracking import read_metrics

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from grpo_jax.config import RunConfig
 from grpo_jax.grid import (
   WEIGHTS_READ,
   Cell,
@@ -15,6 +16,9 @@ from grpo_jax.grid import (
 )
 from grpo_jax.rewards import TIERS, RewardWeights, score
 from grpo_jax.schema import ToolTask
+from grpo_jax.settings import settings_of
+
+SETTINGS = settings_of(RunConfig)
 
 
 def test_grid_is_every_combination_with_the_first_axis_slowest():
@@ -35,24 +39,34 @@ def test_cell_names_are_folders_that_tell_cells_apart():
 
 
 @pytest.mark.parametrize(
-  ("texts", "kind", "values"),
+  ("texts", "flag", "values"),
   [
-    (["0", " 2"], int, [0, 2]),
-    (["0.5", "1e-3"], float, [0.5, 0.001]),
-    (["true", "false"], bool, [True, False]),
+    (["0", " 2"], "seed", [0, 2]),
+    (["0.5", "1e-3"], "clip_low", [0.5, 0.001]),
+    (["true", "false"], "ordered_calls", [True, False]),
+    (["none", "std"], "advantage", ["none", "std"]),
   ],
 )
-def test_axis_values_are_read_as_their_kind(texts, kind, values):
-  found = axis_values("flag", texts, kind)
-  assert found == values and all(type(value) is kind for value in found)
+def test_axis_values_are_read_as_the_setting_s_type(texts, flag, values):
+  found = axis_values(SETTINGS[flag], texts)
+  assert found == values and all(type(value) is SETTINGS[flag].type for value in found)
 
 
 @pytest.mark.parametrize(
-  ("texts", "kind"), [(["0.5"], int), (["yes"], bool), ([], int), (["1", "01"], int)]
+  ("texts", "flag", "wrong"),
+  [
+    (["0.5"], "seed", "0.5 must be a whole number"),
+    (["1", "-1"], "seed", "-1 must be at least 0"),
+    (["yes"], "ordered_calls", "yes must be true or false"),
+    (["1"], "clip_low", "1.0 must be above 0 and below 1"),
+    (["mad"], "advantage", "mad must be one of std, none"),
+    ([], "seed", " must be different values, at least one"),
+    (["1", "01"], "seed", "1,01 must be different values, at least one"),
+  ],
 )
-def test_axis_values_refuse_what_is_not_a_list_of_different_values(texts, kind):
-  with pytest.raises(ValueError, match=f"--flag={','.join(texts)}; expected"):
-    axis_values("flag", texts, kind)
+def test_axis_values_refuse_what_is_not_a_list_of_different_values(texts, flag, wrong):
+  with pytest.raises(ValueError, match=f"^--{flag}={wrong}$"):
+    axis_values(SETTINGS[flag], texts)
 
 
 def test_weights_that_a_reward_does_not_read_make_no_extra_cells():

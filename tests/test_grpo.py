@@ -402,14 +402,14 @@ def test_the_reward_rises(shallow):
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"sampling": SamplingConfig(group_size=1)}, "group_size must be at least 2"),
-    ({"clip_low": 1.0}, r"clip_low must lie in \(0, 1\)"),
-    ({"clip_high": 0.0}, "clip_high must be positive"),
-    ({"kl_weight": -0.1}, "kl_weight must not be negative"),
+    ({"sampling": SamplingConfig(group_size=1)}, "--group_size=1 must be at least 2"),
+    ({"clip_low": 1.0}, "--clip_low=1.0 must be above 0 and below 1"),
+    ({"clip_high": 0.0}, "--clip_high=0.0 must be above 0"),
+    ({"kl_weight": -0.1}, "--kl_weight=-0.1 must be at least 0"),
     ({"kl_weight": 0.1, "skip_idle": True}, "skip_idle needs a kl_weight of 0"),
-    ({"inner_updates": 0}, "inner_updates"),
-    ({"minibatches": 0}, "minibatches"),
-    ({"micro_batch_prompts": -1}, "micro_batch_prompts"),
+    ({"inner_updates": 0}, "--inner_updates=0 must be at least 1"),
+    ({"minibatches": 0}, "--minibatches=0 must be at least 1"),
+    ({"micro_batch_prompts": -1}, "--micro_batch_prompts=-1 must be at least 0"),
   ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):

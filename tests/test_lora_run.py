@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from grpo_jax import training
+from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, forward, load_adapters, load_pretrained, merge
 from grpo_jax.rewards import RewardConfig
-from grpo_jax.run_config import RunConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.tracking import read_metrics
 from grpo_jax.training import train

@@ -9,13 +9,15 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as Spec
 
+from grpo_jax.config import OptimizerConfig
 from grpo_jax.models import DecoderConfig, init_params
 from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.sharding import AXES, state_shardings
 
 
 def first_update(name, params, grads, clip_norm=1e9):
-  tx = make_optimizer(name, lambda count: 0.1 * (count + 1), weight_decay=0.5, clip_norm=clip_norm)
+  config = OptimizerConfig(optimizer=name, weight_decay=0.5, clip_norm=clip_norm)
+  tx = make_optimizer(config, lambda count: 0.1 * (count + 1))
   return tx.update(grads, tx.init(params), params)[0]
 
 
@@ -45,7 +47,7 @@ def test_adafactor_s_state_is_small_and_has_a_place_on_every_mesh():
   size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   state = {}
   for name in ("adamw", "adafactor"):
-    tx = make_optimizer(name, lambda count: 0.1, weight_decay=0.0, clip_norm=1.0)
+    tx = make_optimizer(OptimizerConfig(optimizer=name), lambda count: 0.1)
     state[name] = jax.eval_shape(tx.init, params)
   assert size(state["adamw"]) > 2 * size(params)
   # The [128, 64] kernels of k and v are below what is factored.
@@ -68,7 +70,7 @@ def test_the_learning_rate_rises_and_falls_to_the_end():
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_the_state_says_how_many_steps_the_schedule_has_seen(name):
-  tx = make_optimizer(name, make_schedule(0.1, 2), weight_decay=0.0, clip_norm=1.0)
+  tx = make_optimizer(OptimizerConfig(optimizer=name), make_schedule(0.1, 2))
   params = jnp.ones(3)
   state = tx.init(params)
   for taken in range(3):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import inspect
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from grpo_jax.grpo import grpo_step
-from grpo_jax.rewards import RewardWeights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,16 +24,35 @@ COMMANDS = [
   for line in block.replace("\\\n", " ").splitlines()
   if re.match(r"(python|make|pip) ", line)
 ]
+# What the scripts define, by running them up to `main`: most flags are made from settings.
+DRIVER = """
+import json, runpy, sys
+from absl import flags
+
+found = {}
+for script in sys.argv[1:]:
+  for name in list(flags.FLAGS):
+    delattr(flags.FLAGS, name)
+  runpy.run_path(script, run_name="script")
+  found[script] = list(flags.FLAGS)
+print(json.dumps(found))
+"""
 ABSL_FLAGS = {"help", "flagfile"}
 
 
+@functools.cache
+def flags_of_scripts() -> dict[str, list[str]]:
+  """The flags of every script, by its path from the root."""
+  scripts = [str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("*.py")]
+  command = [sys.executable, "-c", DRIVER, *scripts]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
 def flags_of(script: str) -> set[str]:
-  """The flags that a script defines, by reading it."""
-  source = (ROOT / script).read_text(encoding="utf-8")
-  found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | ABSL_FLAGS
-  if "RewardWeights)" in source:
-    found |= {field.name for field in dataclasses.fields(RewardWeights)}
-  return found
+  """The flags that a script defines."""
+  return set(flags_of_scripts()[script]) | ABSL_FLAGS
 
 
 def unknown_flags(command: str) -> set[str]:

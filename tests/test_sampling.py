@@ -275,13 +275,13 @@ def test_one_token_is_enough(tiny):
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"group_size": 0}, "group_size and max_tokens"),
-    ({"max_tokens": 0}, "group_size and max_tokens"),
-    ({"temperature": -0.1}, "temperature and top_k"),
-    ({"top_k": -1}, "temperature and top_k"),
-    ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
-    ({"top_p": 1.1}, "top_p"),
-    ({"min_p": 1.0}, "min_p"),
+    ({"group_size": 0}, "--group_size=0 must be at least 1"),
+    ({"max_tokens": 0}, "--max_completion_tokens=0 must be at least 1"),
+    ({"temperature": -0.1}, "--temperature=-0.1 must be at least 0"),
+    ({"top_k": -1}, "--top_k=-1 must be at least 0"),
+    ({"top_p": 0.0}, "--top_p=0.0 must be above 0 and at most 1"),
+    ({"top_p": 1.1}, "--top_p=1.1 must be"),
+    ({"min_p": 1.0}, "--min_p=1.0 must be at least 0 and below 1"),
   ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from grpo_jax.models import DecoderConfig
 from grpo_jax.models.config import Dtype
+from grpo_jax.settings import Settings, setting
 
 
 def qwen2(**sizes: int) -> DecoderConfig:
@@ -38,27 +39,17 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Workload:
-  """The batch of one step; every completion runs to its full length, so that the work is fixed.
+class Workload(Settings):
+  """The batch of one step; every completion runs to its full length, so that the work is fixed."""
 
-  Attributes:
-    prompts: P, prompts a step.
-    prompt_tokens: S, tokens in each of them.
-    group_size: G, candidates a prompt.
-    completion_tokens: T, tokens in each candidate.
-  """
-
-  prompts: int = 4
-  prompt_tokens: int = 256
-  group_size: int = 8
-  completion_tokens: int = 64
-
-  def __post_init__(self) -> None:
-    for name in ("prompts", "prompt_tokens", "completion_tokens"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"--{name}={getattr(self, name)} must be at least 1")
-    if self.group_size < 2:
-      raise ValueError("--group_size must be at least 2: a candidate is compared with its group")
+  prompts: int = setting(4, "prompts a step (P)", low=1)
+  prompt_tokens: int = setting(256, "length of each prompt (S)", unit="tokens", low=1)
+  group_size: int = setting(
+    8, "candidates sampled for each prompt (G), which are compared with each other", low=2
+  )
+  completion_tokens: int = setting(
+    64, "length of each candidate (T), or the longest", unit="tokens", low=1
+  )
 
   @property
   def rows(self) -> int:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.benchmarking.work import Work
-from grpo_jax.grpo import GRPOConfig, make_batch, resolve, step_key, update_program
+from grpo_jax.config import GRPOConfig, OptimizerConfig, SamplingConfig
+from grpo_jax.grpo import make_batch, resolve, step_key, update_program
 from grpo_jax.losses import share_without_spread
 from grpo_jax.optimizers import make_optimizer, make_schedule
-from grpo_jax.sampling import SamplingConfig, cut_to_bucket, pad_to_bucket, sample_program
+from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts, TrainState
 
@@ -89,7 +90,7 @@ class TimedStep:
       sampling = dataclasses.replace(sampling, group_size=1)
       rows = micro_batch_prompts * load.group_size
       cfg = dataclasses.replace(cfg, micro_batch_prompts=rows, skip_idle=False)
-    tx = make_optimizer("adamw", make_schedule(LEARNING_RATE, 0), weight_decay=0.0, clip_norm=1.0)
+    tx = make_optimizer(OptimizerConfig(), make_schedule(LEARNING_RATE, 0))
     start = jax.jit(
       lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key), donate_argnums=0
     )

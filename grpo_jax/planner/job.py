@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from grpo_jax.grpo import GRPOConfig, reference_program, resolve, update_program
+from grpo_jax.config import GRPOConfig, OptimizerConfig
+from grpo_jax.grpo import reference_program, resolve, update_program
 from grpo_jax.models import DecoderConfig, LoraConfig, init_adapters, init_params
-from grpo_jax.optimizers import Optimizer, make_optimizer, make_schedule
+from grpo_jax.optimizers import make_optimizer, make_schedule
 from grpo_jax.sampling import sample_program
 from grpo_jax.sharding import batch_parts, batch_sharding, state_shardings
 from grpo_jax.types import GRPOBatch, Prompts, Rollout, TrainState
@@ -29,7 +30,7 @@ class Job:
     prompts_per_step: P.
     prompt_tokens: S, the padded length of a prompt.
     lora: the adapters that are trained on the frozen model; None trains the whole model.
-    optimizer: which.
+    optimizer: which, and its numbers.
   """
 
   policy: DecoderConfig
@@ -38,7 +39,7 @@ class Job:
   prompts_per_step: int
   prompt_tokens: int
   lora: LoraConfig | None = None
-  optimizer: Optimizer = "adamw"
+  optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
   def __post_init__(self) -> None:
     parts = batch_parts(self.mesh)
@@ -184,8 +185,8 @@ def _resolved(job: Job) -> GRPOConfig:
 
 
 def _optimizer(job: Job) -> Any:
-  # Only its state's shape matters here, and no number below changes it.
-  return make_optimizer(job.optimizer, make_schedule(1e-6, 5), weight_decay=0.0, clip_norm=1.0)
+  # Only its state's shape matters here, and no schedule changes it.
+  return make_optimizer(job.optimizer, make_schedule(job.optimizer.learning_rate, 0))
 
 
 def _abstract_key() -> Any:

@@ -88,7 +88,7 @@ def _memory(plan: Plan) -> str:
   held, gib = plan.resident, lambda size: f"{size / GIB:.2f}"
   rows = [
     ["trained parameters, float32", gib(held.parameters), gib(held.parameters)],
-    [f"optimizer ({plan.job.optimizer})", gib(held.optimizer), gib(held.optimizer)],
+    [f"optimizer ({plan.job.optimizer.optimizer})", gib(held.optimizer), gib(held.optimizer)],
   ]
   if held.base:
     rows.append([f"frozen base, {plan.job.policy.dtype}", gib(held.base), gib(held.base)])

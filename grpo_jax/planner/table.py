@@ -21,7 +21,8 @@ def plan_rows(records: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
 
 
 def _cells(record: Mapping[str, Any]) -> dict[str, str]:
-  settings, rank = record["settings"], record["settings"]["lora_rank"]
+  settings = record["settings"]["config"]
+  rank = settings["lora_rank"]
   gib = lambda size: f"{size / GIB:.1f}"
   programs = [record[name] for name in ("sample", "update") if name in record]
   seconds = " + ".join(f"{program['seconds']:.0f}" for program in programs)

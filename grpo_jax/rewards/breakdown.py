@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
+
+from grpo_jax.settings import Settings, setting
 
 Shown = Literal["execute", "clarify", "refuse", "other"]
 
@@ -64,39 +65,35 @@ class RewardBreakdown:
   detail: str = ""
 
 
-def _number(default: Any, meaning: str) -> Any:
-  """A setting with the help text that experiments show for its flag."""
-  return field(default=default, metadata={"help": meaning})
-
-
 @dataclass(frozen=True)
-class RewardWeights:
+class RewardWeights(Settings):
   """Every number of the built-in rewards; rewards are dimensionless and lie in [0, 1].
 
-  Each field's meaning is in its metadata under `help`, for the flags of the experiments. (Why
-  0.25: at 0.5, declining everything would earn 0.275 of a 60/25/15 mixture, and a weak policy was
-  seen to slide into it.)
+  (Why 0.25: at 0.5, declining everything would earn 0.275 of a 60/25/15 mixture, and a weak policy
+  was seen to slide into it.)
   """
 
-  exact: float = _number(1.0, "execute: right tools and all arguments right")
-  partial_execute: float = _number(0.5, "execute, tiered: right tools, some arguments not right")
-  graded_floor: float = _number(
-    0.0, "execute, graded: right tools and no argument right; grows to `exact` with their share"
+  exact: float = setting(1.0, "execute: right tools and all arguments right", low=0, high=1)
+  partial_execute: float = setting(
+    0.5, "execute, tiered: right tools, some arguments not right", low=0, high=1
   )
-  asks: float = _number(1.0, "clarify: asks for what is missing")
-  partial_clarify: float = _number(0.25, "clarify: no call, but does not ask for it")
-  declines: float = _number(1.0, "refuse: declines")
-  partial_refuse: float = _number(0.25, "refuse: no call, but does not decline")
-  ordered_calls: bool = _number(False, "whether parallel calls must come in the wanted order")
-  max_text_chars: int = _number(
-    1000, "characters of a clarifying or declining text; a longer one is degenerate"
+  graded_floor: float = setting(
+    0.0,
+    "execute, graded: right tools and no argument right; grows to `exact` with their share",
+    low=0,
+    high=1,
+  )
+  asks: float = setting(1.0, "clarify: asks for what is missing", low=0, high=1)
+  partial_clarify: float = setting(0.25, "clarify: no call, but does not ask for it", low=0, high=1)
+  declines: float = setting(1.0, "refuse: declines", low=0, high=1)
+  partial_refuse: float = setting(0.25, "refuse: no call, but does not decline", low=0, high=1)
+  ordered_calls: bool = setting(False, "whether parallel calls must come in the wanted order")
+  max_text_chars: int = setting(
+    1000, "a longer clarifying or declining text is degenerate", unit="characters", low=1
   )
 
   def __post_init__(self) -> None:
-    for entry in fields(self):
-      value = getattr(self, entry.name)
-      if entry.type == "float" and not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        raise ValueError(f"{entry.name} is {value}; expected a number in [0, 1]")
+    super().__post_init__()
     for partial, full in (
       ("partial_execute", "exact"),
       ("graded_floor", "exact"),
@@ -105,5 +102,3 @@ class RewardWeights:
     ):
       if getattr(self, partial) > getattr(self, full):
         raise ValueError(f"{partial} must not exceed {full}: a mistake would pay more")
-    if self.max_text_chars < 1:
-      raise ValueError(f"max_text_chars is {self.max_text_chars}; expected at least 1")

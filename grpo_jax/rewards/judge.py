@@ -18,16 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from grpo_jax.redaction import HIDDEN, redacted
 from grpo_jax.rewards.batch import InProcess, Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
 from grpo_jax.schema import ToolTask
+from grpo_jax.settings import REQUIRED, Settings, setting
 
 Judged = Literal["texts", "answers"]
-JUDGED: tuple[Judged, ...] = get_args(Judged)
 
 RUBRICS: Mapping[str, str] = {
   "execute": (
@@ -60,44 +60,50 @@ _SCORE = re.compile(
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class JudgeConfig(Settings):
   """Which model judges, what, and how patiently.
 
-  Attributes:
-    model: the model's name at the endpoint.
-    base_url: of the endpoint, such as `http://localhost:8000/v1`; None takes the client's own
-      default (`OPENAI_BASE_URL`). One read back from a run's record, without its password, takes
-      it from there too.
-    api_key: None takes `OPENAI_API_KEY`; local servers accept any text.
-    judged: `texts` (answers to tasks that want no call, as far as they make none; the rule scores
-      the rest) or `answers` (all).
-    rubrics: what to look for, by wanted behaviour.
-    cache_dir: folder for verdicts, by content; None keeps none.
-    time_limit: seconds for one request; a verdict that is not there after `retries + 1` times that
-      has failed, even if the server keeps sending something.
-    retries: further requests after one that failed.
-    parallel: requests at a time.
-    max_tokens: of a verdict.
+  A `base_url` that is read back from a run's record, without its password, takes that from the
+  environment.
   """
 
-  model: str
-  base_url: str | None = dataclasses.field(default=None, repr=False)  # may hold a password
-  api_key: str | None = dataclasses.field(default=None, repr=False)
-  judged: Judged = "texts"
-  rubrics: Mapping[str, str] = dataclasses.field(default_factory=lambda: RUBRICS)
-  cache_dir: str | None = None
-  time_limit: float = 30.0
-  retries: int = 2
-  parallel: int = 8
-  max_tokens: int = 200
+  model: str = setting(
+    REQUIRED, "model that judges, by its name at the endpoint", name="judge_model"
+  )
+  base_url: str | None = setting(
+    None,
+    "OpenAI-compatible endpoint, such as http://host:8000/v1; default: OPENAI_BASE_URL",
+    name="judge_url",
+    repr=False,  # it may hold a password
+  )
+  api_key: str | None = setting(
+    None, "None takes OPENAI_API_KEY; local servers accept any text", flag=False, repr=False
+  )
+  judged: Judged = setting("texts", "what is judged: texts without a call, or all answers")
+  rubrics: Mapping[str, str] = setting(
+    lambda: RUBRICS, "what to look for, by wanted behaviour", flag=False
+  )
+  cache_dir: str | None = setting(
+    None, "folder that keeps the judge's verdicts, by content; default: none", name="judge_cache"
+  )
+  time_limit: float = setting(
+    30.0,
+    "for one request, even if the server keeps sending something",
+    unit="seconds",
+    above=0,
+    name="judge_time_limit",
+  )
+  retries: int = setting(
+    2, "further requests after one that failed; then there is no verdict", low=0,
+    name="judge_retries",
+  )  # fmt: skip
+  parallel: int = setting(8, "requests at a time", low=1, name="judge_parallel")
+  max_tokens: int = setting(200, "of a verdict", unit="tokens", low=1, name="judge_max_tokens")
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     if not self.model:
       raise ValueError("the judge needs the name of a model")
-    if self.judged not in JUDGED:
-      raise ValueError(f"judged {self.judged!r}; expected one of {', '.join(JUDGED)}")
-    if self.time_limit <= 0 or self.retries < 0 or self.parallel < 1 or self.max_tokens < 1:
-      raise ValueError("the judge's time_limit, retries, parallel and max_tokens must be positive")
 
 
 class JudgeReward(InProcess):

@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_jax.rewards.batch import BuiltInReward, Reward
 from grpo_jax.rewards.breakdown import RewardWeights
-from grpo_jax.rewards.combine import NORMALISATIONS, CombinedReward, Normalise
+from grpo_jax.rewards.combine import CombinedReward, Normalise
 from grpo_jax.rewards.custom import CustomReward
 from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
-from grpo_jax.rewards.parser import PARSE_MODES, ParseMode
-from grpo_jax.rewards.tiers import DEFAULT_WEIGHTS, TIERS
+from grpo_jax.rewards.parser import ParseMode
+from grpo_jax.rewards.tiers import TIERS
+from grpo_jax.settings import Settings, setting
 
 _WEIGHTED = re.compile(r"\s*(?:(?P<weight>\d+(?:\.\d+)?)\s*\*)?\s*(?P<spec>.+?)\s*")
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
-class RewardConfig:
-  """How rewards are loaded and run.
+class RewardConfig(Settings):
+  """How rewards are loaded and run."""
 
-  Attributes:
-    parse: which forms count as a call, for the built-in rewards.
-    weights: the numbers of the built-in rewards.
-    normalise: how each of several rewards is standardised before they are added.
-    group_size: G, needed for `normalise="group"`.
-    on_error: the total where a custom reward fails.
-    time_limit: seconds for one call of a custom reward.
-    workers: processes for each custom reward.
-    judge: the endpoint, for the reward `judge`.
-  """
-
-  parse: ParseMode = "strict"
-  weights: RewardWeights = DEFAULT_WEIGHTS
-  normalise: Normalise = "none"
-  group_size: int | None = None
-  on_error: float = 0.0
-  time_limit: float = 5.0
-  workers: int = 2
+  parse: ParseMode = setting("strict", "which forms count as a call, for the built-in rewards")
+  weights: RewardWeights = field(default_factory=RewardWeights)
+  normalise: Normalise = setting(
+    "none", "how each of several rewards is standardised before they are added"
+  )
+  group_size: int | None = setting(None, "G, for normalise=group", low=1, same_as="group_size")
+  on_error: float = setting(0.0, "total where a custom reward fails", name="reward_on_error")
+  time_limit: float = setting(
+    5.0, "for one call of a custom reward", unit="seconds", above=0, name="reward_time_limit"
+  )
+  workers: int = setting(2, "processes for each custom reward", low=1, name="reward_workers")
   judge: JudgeConfig | None = None
-
-  def __post_init__(self) -> None:
-    if self.parse not in PARSE_MODES:
-      raise ValueError(f"parse mode {self.parse!r}; expected one of {', '.join(PARSE_MODES)}")
-    if self.normalise not in NORMALISATIONS:
-      valid = ", ".join(NORMALISATIONS)
-      raise ValueError(f"normalise {self.normalise!r}; expected one of {valid}")
-    if not math.isfinite(self.on_error):
-      raise ValueError(f"on_error is {self.on_error}; expected a finite number")
-    if self.time_limit <= 0 or self.workers < 1:
-      raise ValueError(
-        f"time_limit is {self.time_limit} s and workers {self.workers}; expected positive numbers"
-      )
 
 
 DEFAULT_CONFIG = RewardConfig()

@@ -64,7 +64,7 @@ def test_points_are_measured_once_and_drawn(tmp_path):
   ("flag", "message"),
   [
     ("--width=100", "--width must be multiples of 128"),
-    ("--group_size=1", "--group_size must be at least 2"),
+    ("--group_size=1", "--group_size=1 must be at least 2"),
   ],
 )
 def test_sizes_out_of_range_are_refused_before_any_work(tmp_path, flag, message):

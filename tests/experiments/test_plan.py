@@ -49,4 +49,4 @@ def test_what_is_wrong_with_one_plan_is_said_before_any_work():
   assert done.returncode != 0 and "unknown chip 'v9'" in done.stderr
   assert "planning" not in done.stderr
   done = plans("--lora_rank=0,x")
-  assert "--lora_rank=0,x must be ranks" in done.stderr
+  assert "--lora_rank=x must be a whole number" in done.stderr

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grpo_jax.grpo import GRPOConfig
+from grpo_jax.config import GRPOConfig, OptimizerConfig, SamplingConfig
 from grpo_jax.models import DecoderConfig, LoraConfig, empty_completion_cache
 from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.arithmetic import caches, parameter_count, resident
 from grpo_jax.planner.compiled import Program, extrapolate, memory_asked_for
 from grpo_jax.planner.report import as_record
-from grpo_jax.sampling import SamplingConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DecoderConfig(128, 64, 96, 2, 4, 2, 16, dtype="bfloat16")
@@ -63,7 +62,10 @@ def test_adapters_are_trained_on_a_base_in_the_compute_dtype():
 
 
 def test_adafactor_needs_less_memory():
-  assert resident(job(optimizer="adafactor")).optimizer < resident(job()).optimizer
+  assert (
+    resident(job(optimizer=OptimizerConfig(optimizer="adafactor"))).optimizer
+    < resident(job()).optimizer
+  )
 
 
 def test_caches_are_those_that_the_sampler_makes():

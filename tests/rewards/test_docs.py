@@ -21,7 +21,7 @@ def test_every_code_is_documented_with_its_meaning(codes):
 def test_every_number_is_documented():
   for field in dataclasses.fields(RewardWeights):
     assert f"`{field.name}`" in PAGE
-    assert field.metadata["help"]
+    assert field.metadata["setting"].help
 
 
 def test_the_doctor_s_table_of_every_built_in_reward_is_shown():

@@ -260,7 +260,7 @@ def test_contradicting_settings_are_rejected():
     JudgeConfig("m", judged="all")
   with pytest.raises(ValueError, match="name of a model"):
     JudgeConfig("")
-  with pytest.raises(ValueError, match="positive"):
+  with pytest.raises(ValueError, match="--judge_time_limit=0 must be above 0"):
     JudgeConfig("m", time_limit=0)
 
 

@@ -51,11 +51,11 @@ def test_unknown_rewards_are_rejected(spec, match):
 @pytest.mark.parametrize(
   ("settings", "match"),
   [
-    ({"parse": "loose"}, "strict, auto"),
-    ({"normalise": "all"}, "none, group, batch"),
-    ({"on_error": float("nan")}, "finite"),
-    ({"time_limit": 0.0}, "positive"),
-    ({"workers": 0}, "positive"),
+    ({"parse": "loose"}, "--parse=loose must be one of strict, auto"),
+    ({"normalise": "all"}, "--normalise=all must be one of none, group, batch"),
+    ({"on_error": float("nan")}, "--reward_on_error=nan must be a finite number"),
+    ({"time_limit": 0.0}, r"--reward_time_limit=0.0 must be above 0"),
+    ({"workers": 0}, "--reward_workers=0 must be at least 1"),
   ],
 )
 def test_contradicting_settings_are_rejected(settings, match):

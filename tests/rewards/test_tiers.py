@@ -198,7 +198,7 @@ def test_every_number_can_be_set():
 def test_contradicting_weights_are_rejected():
   with pytest.raises(ValueError, match="partial_execute must not exceed exact"):
     RewardWeights(exact=0.4)
-  with pytest.raises(ValueError, match="asks is nan"):
+  with pytest.raises(ValueError, match="--asks=nan must be a finite number at least 0"):
     RewardWeights(asks=float("nan"))
 
 

@@ -1,0 +1,165 @@
+"""Settings as absl flags: defined from their fields, read back into their dataclasses.
+
+Scripts call `define` where they define their own flags, and `read` or `checked` in `main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags
+
+from grpo_jax.grid import axis_values
+from grpo_jax.settings import REQUIRED, Setting, Settings, build, settings_of
+
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+S = TypeVar("S", bound=Settings)
+
+flags.disclaim_key_flags()  # the flags that are defined here are those of the script that asks
+_defined: dict[str, Setting] = {}
+_axes: dict[str, Setting] = {}
+
+
+def define(
+  kind: type[Settings],
+  only: Collection[str] | None = None,
+  *,
+  without: Collection[str] = (),
+  **defaults: Any,
+) -> None:
+  """Defines the flags of a kind of settings.
+
+  Args:
+    kind: the dataclass.
+    only: the flags to define beside those of `defaults`; None takes all.
+    without: flags to leave out.
+    defaults: by flag, where the script's own default differs from the field's.
+  """
+  for found in _chosen(kind, only, without, defaults):
+    _defined[found.name] = found
+    default = defaults.get(found.name, found.default)
+    _define_one(found, None if default is REQUIRED else default)
+
+
+def define_axes(
+  kind: type[Settings],
+  only: Collection[str] | None = None,
+  *,
+  without: Collection[str] = (),
+  **defaults: Sequence[str] | None,
+) -> None:
+  """Defines flags that take several values of a setting each, for `axes`.
+
+  A text may hold commas, so its flag is repeated; others take a list.
+
+  Args:
+    kind: the dataclass.
+    only: the flags to define beside those of `defaults`; None takes all.
+    without: flags to leave out.
+    defaults: texts by flag; other flags have no values unless they are given.
+  """
+  for found in _chosen(kind, only, without, defaults):
+    _axes[found.name] = found
+    name, texts, about = found.name, defaults.get(found.name), found.description
+    if found.type is str and not found.choices:
+      flags.DEFINE_multi_string(name, texts, f"{about}; repeatable", flag_values=FLAGS)
+    else:
+      flags.DEFINE_list(name, texts, f"{about}; separated by commas", flag_values=FLAGS)
+
+
+def checked(name: str) -> Any:
+  """The value of a flag that `define` defined.
+
+  Raises:
+    ValueError: its field refuses it; one sentence.
+  """
+  found, value = _defined[name], FLAGS[name].value
+  if found.many:
+    value = tuple(map(found.read, value or ()))
+  if value is not None or found.default is not REQUIRED:  # what is required may stay away whole
+    found.check(value)
+  return value
+
+
+def read(kind: type[S], **given: Any) -> S:
+  """Makes the dataclass from the flags that are defined of it.
+
+  Args:
+    kind: the dataclass.
+    given: values by flag that take the place of the flags'.
+
+  Raises:
+    ValueError: values that do not fit, the fields' defaults for other settings among them.
+  """
+  ours = settings_of(kind).keys() & _defined.keys() - given.keys()
+  return build(kind, {name: checked(name) for name in sorted(ours)} | given)
+
+
+def check() -> None:
+  """Refuses, with one sentence, what a field refuses of any flag that is defined of one."""
+  for name in _defined:
+    checked(name)
+
+
+def axes() -> dict[str, list[Any]]:
+  """The values of every axis that has any, in the order of their definition.
+
+  Raises:
+    ValueError: values that a field refuses, or that are equal.
+  """
+  return {
+    name: axis_values(found, FLAGS[name].value)
+    for name, found in _axes.items()
+    if FLAGS[name].value is not None
+  }
+
+
+def use(values: Mapping[str, Any], source: str) -> None:
+  """Sets flags that were not given.
+
+  Args:
+    values: by flag.
+    source: what they come from, for messages.
+
+  Raises:
+    ValueError: a name that no setting has.
+  """
+  for name, value in values.items():
+    if name not in _defined:
+      raise ValueError(f"{source}: there is no setting {name}")
+    if not FLAGS[name].present:
+      FLAGS[name].value = value
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+  """Refuses what no flag takes: `--ordered_calls false` would mean true."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+
+
+def _chosen(
+  kind: type[Settings],
+  only: Collection[str] | None,
+  without: Collection[str],
+  defaults: Mapping[str, Any],
+) -> list[Setting]:
+  """The settings to define, those with a default of their own first."""
+  every = settings_of(kind)
+  rest = every if only is None else only
+  return [every[name] for name in dict.fromkeys([*defaults, *rest]) if name not in without]
+
+
+def _define_one(found: Setting, default: Any) -> None:
+  if found.many:
+    texts = [found.text(one) for one in default]
+    define_texts: Any = flags.DEFINE_multi_string if found.type is tuple else flags.DEFINE_list
+    define_texts(found.name, texts, found.description, flag_values=FLAGS)
+  elif found.choices:
+    flags.DEFINE_enum(found.name, default, found.choices, found.description, flag_values=FLAGS)
+  else:
+    define_value: Any = {
+      bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
+      str: flags.DEFINE_string,
+    }[found.type]  # fmt: skip
+    define_value(found.name, default, found.description, flag_values=FLAGS)

@@ -1,0 +1,199 @@
+"""A setting is its field: it arrives wherever it must, and one that decides nothing is found."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from grpo_jax import command_line
+from grpo_jax.config import GRPOConfig, OptimizerConfig, RunConfig, SamplingConfig, run_record
+from grpo_jax.losses import LOSSES
+from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
+from grpo_jax.settings import (
+  Settings,
+  build,
+  differences,
+  from_record,
+  setting,
+  settings_of,
+)
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "grpo_jax"
+KINDS = (
+  RunConfig, OptimizerConfig, GRPOConfig, SamplingConfig, RewardConfig, RewardWeights, JudgeConfig,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WiderGRPO(GRPOConfig):
+  warp: float = setting(0.5, "how far the ratio is bent", unit="nats", low=0, below=1)
+
+
+@dataclass(frozen=True)
+class Wider(RunConfig):
+  grpo: WiderGRPO = field(default_factory=WiderGRPO)
+  shields: int = setting(2, "layers of shields", above=1, name="shield_layers")
+
+
+@pytest.fixture
+def command(monkeypatch):
+  """Reads the flags of a kind from arguments, apart from those of this process."""
+
+  def parse(kind, *arguments, **defaults):
+    monkeypatch.setattr(command_line, "FLAGS", flags.FlagValues())
+    monkeypatch.setattr(command_line, "_defined", {})
+    monkeypatch.setattr(command_line, "_axes", {})
+    command_line.define(kind, **defaults)
+    command_line.FLAGS(["script", *arguments])
+    return command_line.FLAGS
+
+  return parse
+
+
+def test_a_new_field_is_a_flag_a_check_and_a_part_of_the_record(command):
+  values = command(Wider, "--warp=0.25", "--shield_layers=3", "--seed=7")
+  assert values["warp"].help == "how far the ratio is bent (nats; at least 0 and below 1)"
+  assert (values["warp"].default, values["shield_layers"].default) == (0.5, 2)
+  config = command_line.read(Wider)
+  assert (config.grpo.warp, config.shields, config.seed) == (0.25, 3, 7)
+
+  record = json.loads(json.dumps(run_record(config, {})))
+  assert record["grpo"]["warp"] == 0.25 and record["shields"] == 3
+  assert from_record(Wider, record) == config
+  # A record from before it was there means its default.
+  del record["grpo"]["warp"], record["shields"]
+  assert from_record(Wider, record) == dataclasses.replace(config, grpo=WiderGRPO(), shields=2)
+  assert list(differences(Wider, record, run_record(config, {}))) == [
+    ("warp", False, 0.5, 0.25),
+    ("shield_layers", False, 2, 3),
+  ]
+
+  command(Wider, "--warp=1")
+  with pytest.raises(ValueError, match=r"^--warp=1.0 must be at least 0 and below 1$"):
+    command_line.read(Wider)
+  with pytest.raises(ValueError, match=r"^--shield_layers=1 must be above 1$"):
+    Wider(shields=1)
+
+
+def another(one):
+  """A text that a flag takes, and the value that it stands for: not the default."""
+  texts = {"mesh": "fsdp:2", "template_date": "2023-12-24", "lora_targets": "q,v"}
+  if one.type is tuple:
+    return "x=y.jsonl", (("x", "y.jsonl"),)
+  if one.choices:
+    value = next((choice for choice in one.choices if choice != one.default), one.choices[0])
+    return value, (value,) if one.many else value
+  if one.type is str:
+    return (texts.get(one.name, "something"),) * 2
+  value = {bool: not one.default, int: one.default * 2 or 4, float: one.default / 2 or 0.5}[
+    one.type
+  ]
+  return str(value).lower(), value
+
+
+def test_every_flag_arrives_in_the_field_that_it_was_made_from(command):
+  every = settings_of(RunConfig)
+  given = {name: another(one) for name, one in every.items()}
+  command(RunConfig, *(f"--{name}={text}" for name, (text, _) in given.items()))
+  config = command_line.read(RunConfig)
+  for name, one in every.items():
+    value = config
+    for part in one.path:
+      value = getattr(value, part)
+    assert value == given[name][1], name
+    assert value != one.default or len(one.choices) == 1, name
+  assert config.reward_config.group_size == config.grpo.sampling.group_size == 16
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_fields(command):
+  command(RunConfig)
+  config = command_line.read(RunConfig)
+  # G reaches the rewards too; a dataclass that is made by hand does not know of the other.
+  assert config.reward_config == RewardConfig(group_size=8)
+  assert dataclasses.replace(config, reward_config=RewardConfig()) == RunConfig()
+  assert config.reward_config.judge is None and config.grpo.micro_batch_prompts == 1
+
+
+def test_a_script_may_have_defaults_of_its_own_and_only_some_flags(command):
+  values = command(RunConfig, only=["seed"], temperature=0.0)
+  assert set(values) == {"seed", "temperature"}
+  sampling = command_line.read(SamplingConfig, group_size=1)
+  assert sampling == SamplingConfig(group_size=1, temperature=0.0)
+  command(RunConfig, "--seed=-1", only=["seed"])
+  with pytest.raises(ValueError, match=r"^--seed=-1 must be at least 0$"):
+    command_line.check()
+
+
+def test_a_preset_sets_what_was_not_given_and_must_know_what_it_sets(command):
+  command(RunConfig, "--steps=3")
+  command_line.use({"steps": 9, "track": ["mlflow"], "clip_norm": 2}, "--preset=x")
+  config = command_line.read(RunConfig)
+  assert (config.steps, config.track, config.clip_norm) == (3, ("mlflow",), 2)
+  with pytest.raises(ValueError, match=r"^--preset=x: there is no setting stepz$"):
+    command_line.use({"stepz": 9}, "--preset=x")
+  command_line.use({"seed": "one"}, "--preset=x")
+  with pytest.raises(ValueError, match=r"^--seed=one must be a whole number$"):
+    command_line.read(RunConfig)
+
+
+def test_what_cannot_be_a_setting_is_refused():
+  @dataclass(frozen=True)
+  class Bare(Settings):
+    steps: int = 3
+
+  with pytest.raises(TypeError, match=r"Bare.steps is no setting"):
+    Bare()
+
+  @dataclass(frozen=True)
+  class Twice(RunConfig):
+    kl: float = setting(0.0, "again", name="kl_weight")
+
+  with pytest.raises(TypeError, match="two fields of Twice have one flag"):
+    settings_of(Twice)
+  with pytest.raises(ValueError, match="there is no setting stepz"):
+    build(RunConfig, {"stepz": 1})
+
+
+# What code calls the settings that it reads.
+HOLDERS = {
+  "config", "_config", "settings", "sampling", "cfg", "grpo", "weights", "judge", "reward", "self",
+}  # fmt: skip
+
+
+def names_read() -> set[str]:
+  """Names that the package reads off settings, or that a loss takes from those of its step."""
+  found = set()
+  for path in PACKAGE.rglob("*.py"):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    checks = {
+      inner
+      for node in ast.walk(tree)
+      if isinstance(node, ast.FunctionDef) and node.name in ("__post_init__", "plan")
+      for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and node not in checks:
+        holder = node.value
+        name = getattr(holder, "attr", None) or getattr(holder, "id", None)
+        if name in HOLDERS:
+          found.add(node.attr)
+  arguments = [loss.__kwdefaults__ or {} for loss in LOSSES.values()]
+  return found.union(*arguments)
+
+
+def unread(*kinds: type[Settings]) -> set[str]:
+  """Fields of settings that nothing in the package reads."""
+  read = names_read()
+  return {entry.name for kind in kinds for entry in dataclasses.fields(kind)} - read
+
+
+def test_every_setting_is_read_somewhere():
+  assert unread(*KINDS) == set()
+  assert unread(Wider, WiderGRPO) == {"warp", "shields"}
