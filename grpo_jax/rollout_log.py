@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_jax.losses import AdvantageScale, group_advantages, share_without_spread
+from grpo_jax.config import GRPOConfig
+from grpo_jax.losses import group_advantages, share_without_spread
 from grpo_jax.rewards import RewardBreakdown
 from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS, ToolTask
@@ -58,12 +59,14 @@ def write_rollouts(
   texts: Sequence[str],
   breakdowns: Sequence[RewardBreakdown],
   rewards: np.ndarray,
-  scale: AdvantageScale,
+  settings: GRPOConfig,
 ) -> None:
   """Writes `rollouts/step_<step>.jsonl`, one line a prompt: replaced at once or not at all."""
   folder = run_dir / "rollouts"
   folder.mkdir(parents=True, exist_ok=True)
-  advantages = np.asarray(group_advantages(rewards, scale=scale)).round(6).tolist()
+  advantages = np.asarray(
+    group_advantages(rewards, scale=settings.advantage, epsilon=settings.advantage_epsilon)
+  )
   group = rewards.shape[1]
   lines = []
   for p, task in enumerate(tasks):
@@ -78,7 +81,7 @@ def write_rollouts(
       "rewards": rewards[p].round(6).tolist(),
       "parts": [dict(b.parts) for b in found],
       "errors": [b.error for b in found],
-      "advantages": advantages[p],
+      "advantages": advantages[p].round(6).tolist(),
     }
     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
   write_text(folder / f"step_{step:06d}.jsonl", "".join(lines))

@@ -259,9 +259,7 @@ class Run:
     metrics |= seen.failures
     metrics["learning_rate"] = rate
     if hosts.is_first():
-      write_rollouts(
-        self.dir, step, tasks, seen.texts, seen.breakdowns, seen.rewards, self.grpo.advantage
-      )
+      write_rollouts(self.dir, step, tasks, seen.texts, seen.breakdowns, seen.rewards, self.grpo)
       if metrics["skipped_updates"]:
         log.warning(
           "no finite update: see %s", write_bad_step(self.dir, step, seen.drawn, seen.rewards)
