@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from grpo_jax import command_line, hosts
+from grpo_jax import command_line, console, hosts
 from grpo_jax.config import RunConfig, read_preset
 from grpo_jax.redaction import redacted
 from grpo_jax.report import gain_table
 from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
 from grpo_jax.tables import as_text
-from grpo_jax.training import TrainingFailed, train
+from grpo_jax.train import TrainingFailed, train
 
 FLAGS = flags.FLAGS
 command_line.define(RunConfig)
@@ -44,13 +44,13 @@ def run_config() -> RunConfig:
 
 def main(argv: list[str]) -> None:
   command_line.refuse_arguments(argv)
-  logging.getLogger("grpo_jax").setLevel(logging.INFO)
   try:
     config = run_config()
     hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if jax.process_count() > 1 and not FLAGS.run_dir:
       raise ValueError("several hosts need one --run_dir: its default holds the time of each")
-    folder = train(config)
+    with console.quiet(Path(config.run_dir)):
+      folder = train(config)
   except Stopped as stopped:
     print(f"train_grpo: {stopped}; run the same command again to go on", file=sys.stderr)
     sys.exit(EXIT_STOPPED)

@@ -91,21 +91,25 @@ def make_batch(
   return GRPOBatch(rollout, advantages, weights, ref_logp if settings.kl_weight else None)
 
 
+def advantages_of(rewards: Array, settings: GRPOConfig) -> jax.Array:
+  """The advantages [P, G] float32 of rewards [P, G]."""
+  return losses.group_advantages(
+    rewards, scale=settings.advantage, epsilon=settings.advantage_epsilon
+  )
+
+
 @functools.partial(jax.jit, static_argnames="settings")
 def _teaching_signal(
   rewards: Array, loss_mask: Array, settings: GRPOConfig
 ) -> tuple[jax.Array, jax.Array]:
   """Advantages [P, G], and token weights [P, G, T] that sum to 1 over each minibatch."""
-  advantages = losses.group_advantages(
-    rewards, scale=settings.advantage, epsilon=settings.advantage_epsilon
-  )
   weigh = functools.partial(
     losses.token_weights,
     aggregation=settings.aggregation,
     max_tokens=settings.sampling.max_tokens,
   )
   pieces = _split(loss_mask, settings.minibatches)
-  return advantages, jax.vmap(weigh)(pieces).reshape(loss_mask.shape)
+  return advantages_of(rewards, settings), jax.vmap(weigh)(pieces).reshape(loss_mask.shape)
 
 
 def update(

@@ -1,10 +1,9 @@
-"""Does a recorded step come out again? From the nearest checkpoint, in a folder of its own."""
+"""Does a recorded step come out again? From the nearest checkpoint; nothing is written."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.config import changed_settings, config_of
 from grpo_jax.rewards import load_reward
-from grpo_jax.run import Run
+from grpo_jax.rollouts import rollout_rows, rollouts_path
 from grpo_jax.run_folder import whole_lines
+from grpo_jax.train import read_data, set_up, take_step
 
 # What is compared of each prompt's record in rollouts/.
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -64,26 +64,24 @@ def replay(run_dir: Path | str, step: int) -> Replay:
     raise ValueError(f"{run_dir} is not a run folder: it has no config.json")
   record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
   lines = whole_lines(run_dir / "metrics.jsonl")
-  recorded = run_dir / "rollouts" / f"step_{step:06d}.jsonl"
+  recorded = rollouts_path(run_dir, step)
   if not 0 <= step < len(lines) or not recorded.is_file():
     raise ValueError(f"{run_dir} has no record of step {step}; it has {len(lines)} steps from 0 on")
   config = config_of(record)
   with (
-    tempfile.TemporaryDirectory() as scratch,
     load_reward(config.reward, config.reward_config) as reward,
     Checkpoints(run_dir, read_only=True) as checkpoints,
   ):
-    run = Run(dataclasses.replace(config, run_dir=scratch, eval_data=()))
-    state = run.fresh_state()
+    data = read_data(dataclasses.replace(config, eval_data=()))
+    setup, state = set_up(data)
     good = [found for found in checkpoints.steps() if not checkpoints.problem(found)]
     start = max((found for found in good if found <= step), default=0)
     if start:
       state, _ = checkpoints.restore(start, state)
     for number in range(start, step + 1):
-      state, metrics = run.step(number, state, reward)
-    again = Path(scratch) / "rollouts" / recorded.name
-    equal, notes = _compare(_rows(recorded), _rows(again))
-    differing = _differing(lines[step][1], metrics)
+      state, again = take_step(setup, state, number, reward)
+    equal, notes = _compare(_rows(recorded), json.loads(json.dumps(rollout_rows(again))))
+    differing = _differing(lines[step][1], again.metrics)
     equal["update"] = not differing
     notes += differing
     if step + 1 in good:
@@ -92,9 +90,9 @@ def replay(run_dir: Path | str, step: int) -> Replay:
       equal["parameters"] = all(np.array_equal(a, b) for a, b in pairs)
     notes += [
       f"changed since: {change}"
-      for change in changed_settings(record, run.record)
+      for change in changed_settings(record, data.record)
       if not change.startswith(("eval_data", "data_sha256"))
-      or record["data_sha256"]["train"] != run.record["data_sha256"]["train"]
+      or record["data_sha256"]["train"] != data.record["data_sha256"]["train"]
     ]
   return Replay(step, start, equal, tuple(notes))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import os
 import time
@@ -13,14 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
-from absl import logging
-
 from grpo_jax.redaction import redacted
 from grpo_jax.run_folder import whole_lines, write_text
 
 TrackerName = Literal["tensorboard", "mlflow"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 MLFLOW_EXPERIMENT = "grpo_jax"
+log = logging.getLogger(__name__)
 # MLflow takes at most so many parameters a call, and so many characters a value.
 MLFLOW_PARAMS_AT_ONCE, MLFLOW_PARAM_LENGTH = 100, 6000
 
@@ -91,7 +91,7 @@ class Tracking:
       except Exception:
         # A tracking server that is away must not end a training run: the file has every number.
         said = redacted(traceback.format_exc())  # it names the server's URL
-        logging.error("--track=%s failed at step %d and is off from here\n%s", name, step, said)
+        log.error("--track=%s failed at step %d and is off from here\n%s", name, step, said)
         del self._trackers[name]
 
   def sync(self) -> None:
@@ -110,7 +110,7 @@ class Tracking:
         tracker.close(failed)
       except Exception:
         said = redacted(traceback.format_exc())
-        logging.error("--track=%s could not be closed\n%s", name, said)
+        log.error("--track=%s could not be closed\n%s", name, said)
     self._trackers = {}
 
   def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ import numpy as np
 from grpo_jax import hosts
 from grpo_jax.profiling import profiled_steps
 from grpo_jax.rewards import RewardConfig, load_reward
-from grpo_jax.rollout_scores import score_rollout
+from grpo_jax.rollouts import score_rollout
 from grpo_jax.schema import ToolTask
 from grpo_jax.types import Prompts, Rollout
 
@@ -37,14 +37,16 @@ def scores(file: str, normalise: str) -> list:
   lengths = np.array([[1, 5, 9], [2, 2, 11], [3, 16, 4]])
   mask = np.arange(T) < lengths[..., None]
   prompts = Prompts(np.zeros((P, 1), np.int32), np.ones((P, 1), bool), np.arange(P))
-  drawn = Rollout(prompts, mask.astype(np.int32), mask, mask.astype(float), mask.astype(float))
+  logp = mask.astype(float)
+  drawn = Rollout(prompts, mask.astype(np.int32), mask, mask, logp, logp)
   row = {"prompt": "x", "reward_model": {"ground_truth": "Which city?"}}
   config = RewardConfig(normalise=normalise, group_size=G, workers=1)
   with load_reward(f"0.5*tiered,{file}:length", config) as reward:
-    _, found, *rest = score_rollout(
+    scored = score_rollout(
       drawn, [ToolTask.from_row(row)] * P, reward, lambda ids: "Which city is it?"[: len(ids)]
     )
-  return [[dataclasses.asdict(one) for one in found], *rest]
+  breakdowns = [dataclasses.asdict(one) for one in scored.breakdowns]
+  return [breakdowns, scored.failures, scored.first_failure]
 
 
 def main(coordinator: str, process: str, file: str, folder: str) -> None:

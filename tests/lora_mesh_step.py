@@ -24,7 +24,7 @@ LORA = LoraConfig(4, 8.0)
 
 
 def step_on(mesh):
-  """Samples, rewards and updates as `run.Run` does."""
+  """Samples, rewards and updates as `train.take_step` does."""
   base = first_state(mesh).params
   adapters = jax.tree.map(lambda x: x + 0.1, init_adapters(CONFIG, LORA, jax.random.key(2)))
   state = TrainState(adapters, TX.init(adapters), jnp.int32(0), jax.random.key(1))

@@ -45,7 +45,7 @@ def first_state(mesh) -> TrainState:
 
 
 def step_on(mesh):
-  """Samples, rewards and updates as `training.py` does: the rollout, the state after, metrics."""
+  """Samples, rewards and updates as `train.py` does: the rollout, the state after, metrics."""
   state = first_state(mesh)
   reference = jax.tree.map(lambda x: 0.9 * x, state.params)
   rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import training
+from grpo_jax import train as training
 from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.installation import TINY_MODEL
@@ -22,7 +22,7 @@ from grpo_jax.models import attach, forward, load_adapters, load_pretrained, mer
 from grpo_jax.rewards import RewardConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.tracking import read_metrics
-from grpo_jax.training import train
+from grpo_jax.train import train
 
 # Short answers of the embedded policy all fail: this gives every group a spread.
 REWARD = "def low(completion, task):\n  return sum(map(ord, completion)) % 7 / 6\n"
@@ -55,7 +55,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(settings):
-  """The folder of a whole run, and the `Run` behind it."""
+  """The folder of a whole run, and the `Setup` behind it."""
   seen = []
   evaluate_all = training.evaluate_all
   with pytest.MonkeyPatch.context() as patch:

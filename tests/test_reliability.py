@@ -22,14 +22,15 @@ import numpy as np
 import pytest
 from small_run import STEPS, assert_same_run, command, small_run
 
-from grpo_jax import run_folder, training
+from grpo_jax import run_folder
+from grpo_jax import train as training
 from grpo_jax.checkpoints import SEAL, Checkpoints
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.models.tensor_file import write_tensors
 from grpo_jax.replay import replay
 from grpo_jax.stop_signals import EXIT_STOPPED
 from grpo_jax.tracking import read_metrics
-from grpo_jax.training import TrainingFailed, train
+from grpo_jax.train import TrainingFailed, train
 
 LONG = 40  # steps of the runs that are killed
 
@@ -109,15 +110,15 @@ def test_the_second_signal_leaves_at_once(tmp_path):
 
 def test_a_signal_between_phases_loses_nothing(settings, whole, tmp_path, monkeypatch):
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
-  score, calls = training.Run._decode_and_score, iter(range(STEPS))
+  score, calls = training.score_rollout, iter(range(STEPS))
 
-  def interrupted(run, *rest):
+  def interrupted(*rest):
     if next(calls) == 3:  # in the middle of step 3; the newest periodic checkpoint is that of 2
       os.kill(os.getpid(), signal.SIGTERM)
-    return score(run, *rest)
+    return score(*rest)
 
   with monkeypatch.context() as patch:
-    patch.setattr(training.Run, "_decode_and_score", interrupted)
+    patch.setattr(training, "score_rollout", interrupted)
     with pytest.raises(training.Stopped, match="SIGTERM"):
       train(config)
   assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
@@ -131,7 +132,7 @@ def test_a_signal_in_an_evaluation_between_steps_loses_nothing(
 ):
   folder = tmp_path / "run"
   config = dataclasses.replace(settings, run_dir=str(folder))
-  evaluate, step, calls = training.evaluate, training.Run.step, itertools.count()
+  evaluate, take_step, calls = training.evaluate, training.take_step, itertools.count()
   evaluations, steps = [], []
 
   def interrupted(*arguments, **named):
@@ -142,12 +143,12 @@ def test_a_signal_in_an_evaluation_between_steps_loses_nothing(
     evaluations.append(call)
     return found
 
-  def counted(run, number, *rest):
+  def counted(setup, state, number, *rest):
     steps.append(number)
-    return step(run, number, *rest)
+    return take_step(setup, state, number, *rest)
 
   monkeypatch.setattr(training, "evaluate", interrupted)
-  monkeypatch.setattr(training.Run, "step", counted)
+  monkeypatch.setattr(training, "take_step", counted)
   for _ in range(2):
     with pytest.raises(training.Stopped, match="SIGTERM"):
       train(config)
@@ -343,13 +344,14 @@ def test_replay_finds_a_step_as_it_was_recorded(whole, tmp_path):
 
 def break_numbers(monkeypatch, steps):
   """Makes the rewards of some steps infinite: their advantages, loss and gradient are NaN."""
-  score, calls = training.Run._decode_and_score, iter(range(STEPS))
+  score, calls = training.score_rollout, iter(range(STEPS))
 
-  def broken(run, *rest):
-    texts, found, failures, rewards = score(run, *rest)
-    return texts, found, failures, rewards + (np.inf if next(calls) in steps else 0)
+  def broken(*rest):
+    scored = score(*rest)
+    rewards = scored.rewards + np.float32(np.inf if next(calls) in steps else 0)
+    return dataclasses.replace(scored, rewards=rewards)
 
-  monkeypatch.setattr(training.Run, "_decode_and_score", broken)
+  monkeypatch.setattr(training, "score_rollout", broken)
 
 
 def test_a_bad_batch_changes_nothing_and_is_kept(settings, tmp_path, monkeypatch, caplog):
@@ -365,7 +367,7 @@ def test_a_bad_batch_changes_nothing_and_is_kept(settings, tmp_path, monkeypatch
   # Of 0.01 / 8 an optimizer step: the skipped ones do not count, so step 2 is at step 1's rate.
   rates = [line["learning_rate"] for line in lines]
   assert rates == pytest.approx([0.01 * count / 8 for count in (1, 3, 3, 5)])
-  like = training.Run(config).fresh_state()
+  like = training.set_up(training.read_data(config))[1]
   with Checkpoints(folder, read_only=True) as checkpoints:
     one, two, three = (checkpoints.restore(step, like)[0] for step in (1, 2, 3))
   flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
@@ -643,14 +645,14 @@ def test_metrics_are_on_the_disk_before_a_checkpoint_of_them(settings, tmp_path,
   monkeypatch.setattr(os, "fsync", watched_fsync)
   monkeypatch.setattr(Checkpoints, "save", watched_save)
   train(dataclasses.replace(settings, run_dir=str(path.parent)))
-  score, calls = training.Run._decode_and_score, iter([False, True])
+  score, calls = training.score_rollout, iter([False, True])
 
-  def interrupted(run, *rest):
+  def interrupted(*rest):
     if next(calls):
       os.kill(os.getpid(), signal.SIGTERM)
-    return score(run, *rest)
+    return score(*rest)
 
-  monkeypatch.setattr(training.Run, "_decode_and_score", interrupted)
+  monkeypatch.setattr(training, "score_rollout", interrupted)
   with pytest.raises(training.Stopped):
     train(dataclasses.replace(settings, run_dir=str(path.parent), steps=9))
   assert saved == [(2, 2, True), (4, 4, True), (5, 5, True)]

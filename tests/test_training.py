@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from small_run import STEPS, assert_same_run, small_run, without_times
 
-from grpo_jax import training
+from grpo_jax import train as training
 from grpo_jax.models import load_pretrained
 from grpo_jax.replay import replay
 from grpo_jax.rewards import load_reward
 from grpo_jax.text import load_tokenizer
 from grpo_jax.tracking import read_metrics
-from grpo_jax.training import train
+from grpo_jax.train import train
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def test_the_same_seed_gives_the_same_run(settings, whole, tmp_path):
 
 def test_an_interrupted_run_ends_as_one_that_never_stopped(settings, whole, tmp_path, monkeypatch):
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
-  step = training.Run.step
+  take_step = training.take_step
 
-  def interrupted(run, number, state, *rest):
+  def interrupted(setup, state, number, *rest):
     if number == 3:  # one step behind the last checkpoint: step 2 is lost and done again
       raise KeyboardInterrupt
-    return step(run, number, state, *rest)
+    return take_step(setup, state, number, *rest)
 
   with monkeypatch.context() as patch:
-    patch.setattr(training.Run, "step", interrupted)
+    patch.setattr(training, "take_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
       train(config)
   assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
@@ -144,7 +144,7 @@ def test_what_does_not_fit_ends_before_any_work(settings, tmp_path, changes, mes
 
 def test_prompts_over_the_limit_are_counted(settings, tmp_path):
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
-  lengths = sorted(map(len, training.Run(config).prompts))
+  lengths = sorted(map(len, training.read_data(config).prompts))
   assert lengths[-2] < lengths[-1]
   config = dataclasses.replace(
     settings, run_dir=str(tmp_path / "other"), max_prompt_tokens=lengths[-1] - 1
@@ -152,7 +152,7 @@ def test_prompts_over_the_limit_are_counted(settings, tmp_path):
   with pytest.raises(
     ValueError, match=rf"1 of 5 prompts of train are longer .* has {lengths[-1]} tokens\)"
   ):
-    training.Run(config)
+    training.read_data(config)
 
 
 def test_a_run_keeps_the_date_of_its_first_day(settings, tmp_path):
@@ -193,7 +193,9 @@ def test_special_tokens_in_messages_are_text_where_it_is_set(settings, tmp_path)
   usual, planted = (str(tmp_path / f"{name}.jsonl") for name in ("usual", "planted"))
   config = dataclasses.replace(settings, data=planted, eval_data=(("planted", planted),))
   normal, plain = (
-    training.Run(dataclasses.replace(config, run_dir=str(tmp_path / name), plain_user_text=on))
+    training.read_data(
+      dataclasses.replace(config, run_dir=str(tmp_path / name), plain_user_text=on)
+    )
     for name, on in (("normal", False), ("plain", True))
   )
   start = normal.tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -201,14 +203,15 @@ def test_special_tokens_in_messages_are_text_where_it_is_set(settings, tmp_path)
   # Held-out tasks are rendered alike, when they are measured and when they are evaluated.
   limit = len(normal.prompts[0])
   assert limit < len(plain.prompts[0])
-  plain.config = dataclasses.replace(plain.config, max_prompt_tokens=limit)
+  short = dataclasses.replace(plain.config, max_prompt_tokens=limit)
+  setup, state = training.set_up(dataclasses.replace(plain, config=short))
   with (
     load_reward(config.reward, config.reward_config) as reward,
     pytest.raises(ValueError, match=f"1 of 1 prompts are longer than {limit} tokens"),
   ):
-    training.evaluate_all(plain, "base", plain.params, reward)
+    training.evaluate_all(setup, "base", state.params, reward)
   short = dataclasses.replace(config, data=usual, max_prompt_tokens=limit, plain_user_text=True)
   with pytest.raises(
     ValueError, match=f"max_prompt_tokens={limit} is below the shortest prompt of planted"
   ):
-    training.Run(dataclasses.replace(short, run_dir=str(tmp_path / "short")))
+    training.read_data(dataclasses.replace(short, run_dir=str(tmp_path / "short")))
