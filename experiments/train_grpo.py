@@ -46,10 +46,10 @@ def main(argv: list[str]) -> None:
   command_line.refuse_arguments(argv)
   try:
     config = run_config()
-    hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if jax.process_count() > 1 and not FLAGS.run_dir:
-      raise ValueError("several hosts need one --run_dir: its default holds the time of each")
     with console.quiet(Path(config.run_dir)):
+      hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+      if jax.process_count() > 1 and not FLAGS.run_dir:
+        raise ValueError("several hosts need one --run_dir: its default holds the time of each")
       folder = train(config)
   except Stopped as stopped:
     print(f"train_grpo: {stopped}; run the same command again to go on", file=sys.stderr)

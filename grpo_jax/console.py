@@ -76,7 +76,9 @@ class LogFile(logging.Handler):
 
   def __init__(self, run_dir: Path) -> None:
     super().__init__()
-    self._folder, self._waiting, self._file = run_dir, list[str](), None
+    self._folder = run_dir
+    self._waiting: list[str] = []
+    self._file: TextIO | None = None
     self.setFormatter(
       logging.Formatter("%(asctime)s %(levelname).1s %(name)s:%(lineno)d %(message)s")
     )
