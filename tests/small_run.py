@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -105,3 +106,8 @@ def command(config: RunConfig, run_dir: Path, steps: int, *more: str) -> list[st
   }  # fmt: skip
   script = Path(grpo_jax.__file__).parents[1] / "experiments" / "train_grpo.py"
   return [sys.executable, str(script), *(f"--{k}={v}" for k, v in flags.items()), *more]
+
+
+def signal_defaults() -> None:
+  """For `preexec_fn`: what a shell starts behind `&` ignores Ctrl-C, and so would its children."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)

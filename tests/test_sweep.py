@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import signal_defaults
 
 from grpo_jax.data.synthetic import generate
 from grpo_jax.grid import Cell, grid
@@ -210,6 +211,7 @@ def test_a_stopped_sweep_lets_its_cell_write_a_checkpoint(tmp_path, how):
   process = subprocess.Popen(
     [sys.executable, "-c", SWEEP, str(tmp_path / "sweep"), command],
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    preexec_fn=signal_defaults,
   )  # fmt: skip
   cell = tmp_path / "sweep" / "seed=0"
   try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from small_run import signal_defaults
 
 from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.data.synthetic import generate
@@ -129,7 +130,7 @@ def test_a_sweep_that_was_stopped_goes_on_from_the_checkpoint(common, tmp_path):
   ]  # fmt: skip
   process = subprocess.Popen(
     [sys.executable, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    start_new_session=True,
+    start_new_session=True, preexec_fn=signal_defaults,
   )  # fmt: skip
   try:
     deadline = time.monotonic() + 120
