@@ -40,6 +40,7 @@ from grpo_jax.models import (
   load_pretrained,
   logits_of,
   prefill,
+  unstacked,
 )
 from grpo_jax.rewards import PARSE_ERRORS, parse
 from grpo_jax.rewards.parser import ParseMode
@@ -87,11 +88,12 @@ def stream(
   token, cache = first_token(policy, params, tokens, mask, key, cfg)
   # Copies, because the empty cache is one buffer under many names, which cannot be donated twice.
   own = jax.tree.map(jnp.copy, empty_completion_cache(policy, 1, 1, cfg.max_tokens))
+  weights = jax.jit(unstacked, static_argnums=0)(policy, params)  # once, not for each token
   for step in range(cfg.max_tokens):
     yield int(token[0, 0])
     if int(token[0, 0]) in cfg.stop_ids:
       return
-    token, own = next_token(policy, params, token, cache, own, np.int32(step), key, cfg)
+    token, own = next_token(policy, weights, token, cache, own, np.int32(step), key, cfg)
 
 
 def text_pieces(tokenizer: Any, tokens: Iterator[int], stop_ids: Sequence[int]) -> Iterator[str]:

@@ -59,12 +59,14 @@ def make_optimizer(
     return optax.chain(clip, adamw)
   return optax.chain(
     clip,
-    optax.scale_by_factored_rms(
-      decay_rate=config.adafactor_decay_rate,
-      min_dim_size_to_factor=config.adafactor_min_dim_factored,
-      epsilon=config.adafactor_epsilon,
+    each_layer(
+      optax.scale_by_factored_rms(
+        decay_rate=config.adafactor_decay_rate,
+        min_dim_size_to_factor=config.adafactor_min_dim_factored,
+        epsilon=config.adafactor_epsilon,
+      )
     ),
-    optax.clip_by_block_rms(config.adafactor_clip_rms),
+    each_layer(optax.clip_by_block_rms(config.adafactor_clip_rms)),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),
   )
@@ -75,3 +77,26 @@ def steps_taken(opt_state: Any) -> int:
   is_count = lambda node: isinstance(node, optax.ScaleByScheduleState)
   (found,) = filter(is_count, jax.tree.leaves(opt_state, is_leaf=is_count))
   return int(found.count)
+
+
+def each_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Applies a transformation that works leaf by leaf to each layer's own part of a stacked leaf.
+
+  Its state is stacked likewise: under `layers`, [N, ..] of what one layer's would be.
+  """
+
+  def axes(tree: Any) -> Any:
+    stacked = lambda path: any(getattr(key, "key", None) == "layers" for key in path)
+    return jax.tree_util.tree_map_with_path(lambda path, _: 0 if stacked(path) else None, tree)
+
+  def mapped(function, *trees):
+    places = tuple(axes(tree) for tree in trees)
+    if all(axis is None for axis in jax.tree.leaves(places, is_leaf=lambda x: x is None)):
+      return function(*trees)
+    after = axes(jax.eval_shape(function, *trees))
+    return jax.vmap(function, in_axes=places, out_axes=after)(*trees)
+
+  return optax.GradientTransformation(
+    lambda params: mapped(tx.init, params),
+    lambda updates, state, params=None: mapped(tx.update, updates, state, params),
+  )

@@ -23,9 +23,10 @@ from grpo_jax.models import (
   empty_completion_cache,
   logits_of,
   prefill,
+  unstacked,
   with_adapters,
 )
-from grpo_jax.sharding import AnyMesh, gathered_parameters, on_mesh
+from grpo_jax.sharding import AnyMesh, decoding_parameters, on_mesh
 from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.
@@ -43,6 +44,7 @@ def sample_groups(
   prompts: Prompts,
   key: jax.Array,
   sampling: SamplingConfig,
+  weights: Params | None = None,
 ) -> Rollout:
   """Draws G completions of each prompt from the policy.
 
@@ -56,6 +58,7 @@ def sample_groups(
     prompts: P prompts of S tokens.
     key: typed key of the step.
     sampling: how to draw; static under jit.
+    weights: what decoding reads, `unstacked`; of `params` when None.
 
   Returns:
     A `Rollout` of [P, G, T] with T = `sampling.max_tokens`.
@@ -68,6 +71,7 @@ def sample_groups(
 
   cache, hidden = prefill(config, params, prompts.tokens, prompts.mask)
   first = logits_of(config, params, hidden)[:, None]  # one row for the whole group
+  weights = unstacked(config, params) if weights is None else weights  # once, not for each token
 
   def draw_at(step, logits, ended):
     uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step))))(keys)
@@ -105,8 +109,8 @@ def sample_groups(
 
   def advance(carry):
     step, token, ended, own, out = carry
-    hidden, own = decode_step(config, params, token, cache, own, step)
-    logits = logits_of(config, params, hidden)
+    hidden, own = decode_step(config, weights, token, cache, own, step)
+    logits = logits_of(config, weights, hidden)
     token, logp, sampled, now = draw_at(step + 1, logits, ended)
     return step + 1, token, now, own, record(out, step + 1, token, logp, sampled, ended)
 
@@ -225,9 +229,8 @@ def sample_program(
   def sample(trained, base, prompts, key):
     with on_mesh(mesh):
       params = with_adapters(trained, base, lora)
-      if gather_weights:
-        params = gathered_parameters(config, params)
-      return sample_groups(config, params, prompts, key, sampling)
+      weights = decoding_parameters(config, params, gather=gather_weights)
+      return sample_groups(config, params, prompts, key, sampling, weights)
 
   return jax.jit(sample)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from grpo_jax.models import DecoderConfig, Params, Remat, completion_logprobs
+from grpo_jax.models import DecoderConfig, Params, Remat, completion_logprobs, is_matrix
 from grpo_jax.types import Array
 
 
@@ -73,7 +73,7 @@ def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
   schedule = lambda peak: optax.warmup_cosine_decay_schedule(
     0.0, peak, cfg.warmup_steps, cfg.total_steps, 0.05 * peak
   )
-  matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  matrices = lambda params: jax.tree_util.tree_map_with_path(lambda at, _: is_matrix(at), params)
   clip = optax.clip_by_global_norm(cfg.clip_norm)
   if not cfg.muon_learning_rate:
     adamw = optax.adamw(
@@ -91,10 +91,12 @@ def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
 
 
 def _layer_matrices(params: Params) -> Params:
-  """Marks what Muon updates. Embeddings and an untied head are look-up tables: not they."""
-  mark = lambda path, x: (
-    MuonDimensionNumbers() if path[0].key.startswith("layers_") and x.ndim == 2 else None
-  )
+  """Marks what Muon updates, one layer's matrix at a time.
+
+  Embeddings and an untied head are look-up tables: not they.
+  """
+  each = MuonDimensionNumbers(reduction_axis=1, output_axis=2)  # the first axis counts layers
+  mark = lambda path, _: each if path[0].key == "layers" and is_matrix(path) else None
   return jax.tree_util.tree_map_with_path(mark, params)
 
 

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of named axes, and one table from parameter paths to PartitionSpecs.
+"""Where arrays live: a mesh of named axes, and each parameter's place on it.
 
 `jax.jit` with sharded arguments is the successor of `pjit`: parameters, optimizer state and batches
 are placed by the functions here and the compiler follows. Axes:
@@ -19,26 +19,13 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.models import DecoderConfig, in_compute_dtype
+from grpo_jax.models import DecoderConfig, unstacked
+from grpo_jax.models.parameters import declaration, parameters
 from grpo_jax.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 AnyMesh = Mesh | AbstractMesh  # the planner has no devices
 
-# The first pattern that matches a parameter's path decides. Kernels are [in, out].
-PARAMETER_SPECS: tuple[tuple[str, PartitionSpec], ...] = (
-  (r"embed/embedding", PartitionSpec("tensor", "fsdp")),
-  (r"head/kernel", PartitionSpec("fsdp", "tensor")),
-  (r"layers_\d+/(q|k|v|gate|up)/kernel", PartitionSpec("fsdp", "tensor")),
-  (r"layers_\d+/(q|k|v)/bias", PartitionSpec("tensor")),
-  (r"layers_\d+/(o|down)/kernel", PartitionSpec("tensor", "fsdp")),
-  # Adapters, [in, r] and [r, out], lie as their kernel does; the rank is never split.
-  (r"layers_\d+/(q|k|v|gate|up)/lora_a", PartitionSpec("fsdp", None)),
-  (r"layers_\d+/(q|k|v|gate|up)/lora_b", PartitionSpec(None, "tensor")),
-  (r"layers_\d+/(o|down)/lora_a", PartitionSpec("tensor", None)),
-  (r"layers_\d+/(o|down)/lora_b", PartitionSpec(None, "fsdp")),
-  (r".*", PartitionSpec()),  # norms and output biases: small, everywhere
-)
 BATCH_SPEC = PartitionSpec(BATCH_AXES)  # the prompt axis, which comes first everywhere
 
 
@@ -106,22 +93,26 @@ def parameter_spec(
   Key/value heads that the tensor axis does not divide are copied along it, not split.
 
   Raises:
-    ValueError: an axis of the mesh does not divide the shape; names the axis and the flag.
+    ValueError: no such parameter, or an axis of the mesh does not divide the shape; names the axis
+      and the flag.
   """
   name = "/".join(path)
-  spec = next(s for pattern, s in PARAMETER_SPECS if re.fullmatch(pattern, name))
-  if re.search(r"/(k|v)/", name) and config.num_kv_heads % mesh.shape["tensor"]:
-    spec = PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
-  if re.search(r"/(q|o)/", name) and config.num_heads % mesh.shape["tensor"]:
-    raise ValueError(
-      f"--mesh: tensor:{mesh.shape['tensor']} does not divide the {config.num_heads} query heads"
-    )
+  found = declaration(config, tuple(path), shape)
+  if found is None:
+    raise ValueError(f"the decoder has no {name} of shape {tuple(shape)}")
+  spec, tensor = tuple(found.spec), mesh.shape["tensor"]
+  if found.heads == "key/value" and config.num_kv_heads % tensor:
+    spec = tuple(None if axis == "tensor" else axis for axis in spec)
+  if found.heads == "query" and config.num_heads % tensor:
+    raise ValueError(f"--mesh: tensor:{tensor} does not divide the {config.num_heads} query heads")
+  if found.layers:
+    spec = (None, *spec)  # a layer is never cut from the others
   for axis, size in zip(spec, shape, strict=False):
     if axis is not None and size % mesh.shape[axis]:
       raise ValueError(
         f"--mesh: {axis}:{mesh.shape[axis]} does not divide {size}, a side of {name} {tuple(shape)}"
       )
-  return spec
+  return PartitionSpec(*spec)
 
 
 def parameter_sharding(
@@ -135,7 +126,8 @@ def state_shardings(config: DecoderConfig, mesh: AnyMesh, tree: Any) -> Any:
   """Shardings for any tree that holds parameters or things shaped like them.
 
   Optimizer moments follow their parameter: a leaf is recognised by the end of its path
-  (`.../layers_0/q/kernel`). Everything else (counters, keys) is copied to every device.
+  (`.../layers/q/kernel`) and its shape. Everything else (counters, keys, Adafactor's row and column
+  means) is copied to every device.
 
   Args:
     config: of the decoder.
@@ -145,13 +137,13 @@ def state_shardings(config: DecoderConfig, mesh: AnyMesh, tree: Any) -> Any:
 
   def place(path, leaf):
     keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path]
-    start = next((i for i, key in enumerate(keys) if _is_root(key)), None)
-    # Adafactor's row and column means, and its stand-ins of one number: small, everywhere.
-    factored = leaf.size == 1 or (leaf.ndim == 1 and keys[-1] != "bias")
-    if start is None or factored:
+    start = next((i for i, key in enumerate(keys) if key in roots), None)
+    path = tuple(keys[start:])
+    if start is None or declaration(config, path, leaf.shape) is None:
       return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, parameter_spec(config, mesh, keys[start:], leaf.shape))
+    return NamedSharding(mesh, parameter_spec(config, mesh, path, leaf.shape))
 
+  roots = {parameter.path[0] for parameter in parameters(config)}
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -166,21 +158,23 @@ def split_parameters(config: DecoderConfig, tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, state_shardings(config, mesh, tree))
 
 
-def gathered_parameters(config: DecoderConfig, params: Any) -> Any:
-  """Parameters for many decoding steps: matrices in the compute dtype, whole along `fsdp`.
+def decoding_parameters(config: DecoderConfig, params: Any, *, gather: bool) -> Any:
+  """Parameters for many decoding steps: `unstacked`, and with `gather` whole along `fsdp`.
 
-  A decoding loop reads every weight for each token; left split, they are sent for each, too. Does
-  nothing where `fsdp` splits nothing.
+  A decoding loop reads every weight for each token; left split, they are sent for each, too.
   """
+  apart = unstacked(config, params)
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["fsdp"] == 1:
-    return params
+  if not gather or mesh.empty or mesh.shape["fsdp"] == 1:
+    return apart
 
-  def whole(place):
-    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in place.spec))
+  def whole(place, first=0):
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in place.spec[first:]))
 
-  places = jax.tree.map(whole, state_shardings(config, mesh, params))
-  return jax.lax.with_sharding_constraint(in_compute_dtype(config, params), places)
+  placed = state_shardings(config, mesh, params)
+  layer = jax.tree.map(lambda place: whole(place, 1), placed.pop("layers"))
+  places = jax.tree.map(whole, placed) | {"layers": (layer,) * config.num_layers}
+  return jax.lax.with_sharding_constraint(apart, places)
 
 
 def on_mesh(mesh: AnyMesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -201,7 +195,3 @@ def batch_parts(mesh: AnyMesh) -> int:
 def mesh_text(mesh: AnyMesh) -> Mapping[str, int]:
   """The mesh's axes and sizes, for the run folder."""
   return dict(mesh.shape)
-
-
-def _is_root(key: str) -> bool:
-  return key in ("embed", "head", "final_norm") or re.fullmatch(r"layers_\d+", key) is not None

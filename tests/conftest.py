@@ -27,6 +27,6 @@ def tiny():
       return 0.3 * noise
     # Head: wide enough for peaked distributions. Embedding rows have length about one an entry.
     scale = {"embed": 1.0, "head": 2.0 * leaf.shape[0] ** -0.5}.get(path[0].key)
-    return (leaf.shape[0] ** -0.5 if scale is None else scale) * noise
+    return (leaf.shape[-2] ** -0.5 if scale is None else scale) * noise
 
   return config, jax.tree_util.tree_map_with_path(draw, shapes)

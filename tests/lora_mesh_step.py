@@ -61,7 +61,7 @@ def main(out: str, *meshes: str) -> None:
   found = {}
   for text in meshes:
     base, rollout, state, metrics = step_on(make_mesh(text))
-    layer = state.params["layers_1"]
+    layer = state.params["layers"]
     numbers = {
       "tokens": rollout.tokens,
       "logp": rollout.logp,
@@ -73,7 +73,7 @@ def main(out: str, *meshes: str) -> None:
         for target in ("gate", "down")
         for half in ("lora_a", "lora_b")
       ],
-      "base_share": share_on_a_device(base["layers_1"]["gate"]["kernel"]),
+      "base_share": share_on_a_device(base["layers"]["gate"]["kernel"]),
     }
     found |= {f"{text}/{name}": np.asarray(value) for name, value in numbers.items()}
   np.savez(out, **found)

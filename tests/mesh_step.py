@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.grpo import GRPOConfig, grpo_step, reference_program, step_key, update_program
-from grpo_jax.models import DecoderConfig, init_params
+from grpo_jax.models import DecoderConfig, init_params, is_matrix
 from grpo_jax.sampling import SamplingConfig, sample_program
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState
@@ -37,9 +37,8 @@ TX = optax.sgd(1.0, momentum=0.9)  # after one step the momentum is the gradient
 
 def first_state(mesh) -> TrainState:
   """The state that every mesh starts from, placed on it."""
-  params = jax.tree.map(
-    lambda x: 10 * x if x.ndim > 1 else x, init_params(CONFIG, jax.random.key(0))
-  )
+  larger = lambda path, x: 10 * x if is_matrix(path) else x
+  params = jax.tree_util.tree_map_with_path(larger, init_params(CONFIG, jax.random.key(0)))
   state = TrainState(params, TX.init(params), jnp.int32(0), jax.random.key(1))
   return jax.device_put(state, state_shardings(CONFIG, mesh, state))
 
@@ -93,7 +92,7 @@ def main(out: str, folder: str, *meshes: str) -> None:
         "params": ravel_pytree(jax.device_get(state.params))[0],
         "metrics": np.array([float(metrics[name]) for name in sorted(metrics)]),
         "shares": [
-          share_on_a_device(tree["layers_1"]["gate"]["kernel"])
+          share_on_a_device(tree["layers"]["gate"]["kernel"])
           for tree in (before.params, state.params, gradient)
         ],
         "prompt_share": share_on_a_device(rollout.prompts.tokens),
@@ -104,7 +103,7 @@ def main(out: str, folder: str, *meshes: str) -> None:
         checkpoints.wait()
       restored, _ = checkpoints.restore(1, first_state(mesh))
       numbers["restored"] = ravel_pytree(jax.device_get(restored.params))[0]
-      numbers["restored_share"] = share_on_a_device(restored.params["layers_1"]["gate"]["kernel"])
+      numbers["restored_share"] = share_on_a_device(restored.params["layers"]["gate"]["kernel"])
       found |= {f"{text}/{name}": np.asarray(value) for name, value in numbers.items()}
   np.savez(out, **found)
 

@@ -12,7 +12,7 @@ import jax
 import grpo_jax
 from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.models import DecoderConfig, init_params, save_pretrained
+from grpo_jax.models import DecoderConfig, init_params, is_matrix, save_pretrained
 from grpo_jax.rewards import RewardConfig
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
@@ -42,7 +42,8 @@ def small_run(folder: Path) -> RunConfig:
     -(-tokenizer.get_vocab_size() // 8) * 8, 16, 24, 2, 2, 1, 8,
     tie_embeddings=True, eos_token_ids=(end, pad), pad_token_id=pad,
   )  # fmt: skip
-  params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, init_params(shape, jax.random.key(0)))
+  larger = lambda path, x: 5 * x if is_matrix(path) else x
+  params = jax.tree_util.tree_map_with_path(larger, init_params(shape, jax.random.key(0)))
   save_pretrained(shape, params, folder / "model")
   tools = [{"type": "function", "function": {
     "name": "get_time", "description": "Time",

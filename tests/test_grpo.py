@@ -41,9 +41,8 @@ reference_of = jax.jit(reference_logprobs, static_argnames=("config", "settings"
 def shallow(tiny):
   """The first layer of the tiny decoder: depth is the decoder's business, and costs compilation."""
   config, params = tiny
-  return dataclasses.replace(config, num_layers=1), {
-    name: value for name, value in params.items() if name != "layers_1"
-  }
+  first = jax.tree.map(lambda x: x[:1], params["layers"])
+  return dataclasses.replace(config, num_layers=1), params | {"layers": first}
 
 
 def prompts():

@@ -93,7 +93,7 @@ def assert_equal_runs(one: Path, two: Path) -> None:
     rows = [[json.loads(x) for x in (run / name).read_text().splitlines()] for run in (one, two)]
     for a, b in zip(*rows, strict=True):
       assert (a["id"], a["completions"], a["rewards"]) == (b["id"], b["completions"], b["rewards"])
-  models = [load_pretrained(run / "model")[1]["layers_1"]["gate"]["kernel"] for run in (one, two)]
+  models = [load_pretrained(run / "model")[1]["layers"]["gate"]["kernel"] for run in (one, two)]
   np.testing.assert_allclose(*models, atol=1e-5)
 
 

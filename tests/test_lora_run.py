@@ -115,8 +115,8 @@ def test_the_exports_are_the_base_with_the_change(settings, finished, tmp_path):
   _, merged = load_pretrained(folder / "model")
   adapted = attach(base, adapters, lora)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), merged, merge(adapted))
-  for layer, target in (("layers_0", "k"), ("layers_1", "gate")):  # these have no adapters
-    kernel = lambda params, at=(layer, target): params[at[0]][at[1]]["kernel"]
+  for target in ("k", "gate"):  # these have no adapters
+    kernel = lambda params, target=target: params["layers"][target]["kernel"]
     np.testing.assert_array_equal(kernel(merged), kernel(base))
   tokens = jnp.arange(20)[None] + 300
   logits = lambda params: forward(config, params, tokens, jnp.ones_like(tokens))

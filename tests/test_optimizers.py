@@ -55,9 +55,9 @@ def test_adafactor_s_state_is_small_and_has_a_place_on_every_mesh():
   mesh = AbstractMesh((1, 2, 2), AXES)
   placed = state_shardings(config, mesh, state["adafactor"])
   moments = placed[1]
-  assert moments.v_row["layers_0"]["gate"]["kernel"].spec == Spec()
-  assert moments.v["layers_0"]["k"]["kernel"].spec == Spec("fsdp", "tensor")
-  assert moments.v["layers_0"]["q"]["bias"].spec == Spec("tensor")
+  assert moments.v_row["layers"]["gate"]["kernel"].spec == Spec()
+  assert moments.v["layers"]["k"]["kernel"].spec == Spec(None, "fsdp", "tensor")
+  assert moments.v["layers"]["q"]["bias"].spec == Spec(None, "tensor")
   jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), state["adafactor"], placed)
 
 
@@ -76,3 +76,38 @@ def test_the_state_says_how_many_steps_the_schedule_has_seen(name):
   for taken in range(3):
     assert steps_taken(state) == taken
     _, state = tx.update(params, state, params)
+
+
+def test_adafactor_treats_each_layer_for_itself():
+  """Stacked leaves move as the same leaves would one layer at a time, over several steps."""
+  layers, rng = 3, np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  # One layer's gradient is so large that it alone is clipped; matrices factored and not, a bias.
+  sizes = jnp.array([1.0, 1e-3, 50.0])
+  one = {"gate": {"kernel": (128, 200)}, "k": {"kernel": (128, 64), "bias": (64,)}}
+  stacked = lambda: jax.tree.map(
+    lambda shape: draw(layers, *shape) * sizes.reshape(-1, *[1] * len(shape)),
+    one, is_leaf=lambda x: isinstance(x, tuple),
+  )  # fmt: skip
+  params = {"embed": {"embedding": draw(130, 128)}, "layers": stacked()}
+  apart = lambda tree: (
+    {"embed": tree["embed"]}
+    | {f"layers_{n}": jax.tree.map(lambda x, n=n: x[n], tree["layers"]) for n in range(layers)}
+  )
+  tx = make_optimizer(
+    OptimizerConfig(optimizer="adafactor", weight_decay=0.1, clip_norm=1e9), lambda count: 0.1
+  )
+  plain = params, apart(params)
+  states = [tx.init(tree) for tree in plain]
+  update = jax.jit(tx.update)
+  for step in range(3):
+    larger = 1.0 + 10.0 * step
+    grads = jax.tree.map(lambda x, larger=larger: draw(*x.shape) * larger, params)
+    moved = []
+    for i, tree in enumerate((grads, apart(grads))):
+      updates, states[i] = update(tree, states[i], plain[i])
+      moved.append(updates)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+      apart(moved[0]), moved[1],
+    )  # fmt: skip

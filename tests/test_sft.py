@@ -111,3 +111,42 @@ def test_only_matrices_decay_and_large_gradients_are_clipped():
 def test_settings_out_of_range_are_refused(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     SFTConfig(**wrong)
+
+
+def test_muon_takes_each_layer_s_matrix_for_itself(tiny):
+  """Stacked layers move as separate ones do under Muon for matrices; the rest goes to AdamW."""
+  _, params = tiny
+  cfg = SFTConfig(learning_rate=0.01, muon_learning_rate=0.02, warmup_steps=0, weight_decay=0.1)
+  rng = np.random.default_rng(0)
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+  tx = sft_optimizer(cfg)
+  found, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+
+  apart = lambda tree: (
+    {name: x for name, x in tree.items() if name != "layers"}
+    | {f"layers_{n}": jax.tree.map(lambda x, n=n: x[n], tree["layers"]) for n in range(2)}
+  )
+  schedule = lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, 0, 1000, 0.05 * peak)
+  in_a_layer = lambda path, x: path[0].key.startswith("layers_") and x.ndim == 2
+  one = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.contrib.muon(
+      schedule(0.02), weight_decay=0.1, adam_b2=0.98, adam_learning_rate=schedule(0.01),
+      muon_weight_dimension_numbers=lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, x: optax.contrib.MuonDimensionNumbers() if in_a_layer(path, x) else None, tree
+      ),
+    ),
+  )  # fmt: skip
+  wanted, _ = jax.jit(one.update)(apart(grads), one.init(apart(params)), apart(params))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6), apart(found), wanted
+  )
+
+
+def test_stacked_norms_and_biases_do_not_decay(tiny):
+  _, params = tiny
+  cfg = SFTConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+  tx = sft_optimizer(cfg)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]:
+    assert np.any(leaf) == (path[-1].key in ("kernel", "embedding")), path

@@ -95,35 +95,34 @@ def test_every_matrix_has_a_place_of_its_own():
   for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
     keys = [key.key for key in path]
     spec = parameter_spec(config, mesh, keys, leaf.shape)
-    if leaf.ndim == 2:  # no matrix may fall through to the copied rest
+    if keys[0] == "layers":  # a layer is never cut from the others
+      assert spec[0] is None, keys
+      spec = Spec(*spec[1:])
+    if keys[-1] in ("kernel", "embedding"):  # no matrix may fall through to the copied rest
       assert set(spec) == {"fsdp", "tensor"}, keys
     elif keys[-1] == "bias" and keys[-2] in "qkv":
       assert spec == Spec("tensor"), keys
     else:
       assert spec == Spec(), keys
-  assert parameter_spec(config, mesh, ["layers_0", "o", "kernel"], (32, 32)) == Spec(
-    "tensor", "fsdp"
-  )
-  assert parameter_spec(config, mesh, ["layers_10", "q", "kernel"], (32, 32)) == Spec(
-    "fsdp", "tensor"
-  )
+  spec = lambda name: parameter_spec(config, mesh, ["layers", name, "kernel"], (2, 32, 32))
+  assert spec("o") == Spec(None, "tensor", "fsdp") and spec("q") == Spec(None, "fsdp", "tensor")
 
 
 def test_key_value_heads_that_do_not_divide_are_copied():
   spec = lambda name, shape: parameter_spec(
-    CONFIG, abstract(tensor=4), ["layers_0", name, "kernel"], shape
+    CONFIG, abstract(tensor=4), ["layers", name, "kernel"], shape
   )
-  assert spec("k", (32, 16)) == spec("v", (32, 16)) == Spec("fsdp", None)
-  assert spec("q", (32, 32)) == Spec("fsdp", "tensor")
-  bias = parameter_spec(CONFIG, abstract(tensor=4), ["layers_0", "k", "bias"], (16,))
-  assert bias == Spec(None)
+  assert spec("k", (2, 32, 16)) == spec("v", (2, 32, 16)) == Spec(None, "fsdp", None)
+  assert spec("q", (2, 32, 32)) == Spec(None, "fsdp", "tensor")
+  bias = parameter_spec(CONFIG, abstract(tensor=4), ["layers", "k", "bias"], (2, 16))
+  assert bias == Spec(None, None)
 
 
 @pytest.mark.parametrize(
   ("sizes", "path", "shape", "message"),
   [
-    ({"tensor": 8}, "layers_0/q/kernel", (32, 32), "tensor:8 does not divide the 4 query heads"),
-    ({"fsdp": 3}, "layers_0/gate/kernel", (32, 48), r"fsdp:3 does not divide 32, a side of layers"),
+    ({"tensor": 8}, "layers/q/kernel", (2, 32, 32), "tensor:8 does not divide the 4 query heads"),
+    ({"fsdp": 3}, "layers/up/kernel", (2, 32, 48), r"fsdp:3 does not divide 32, a side of layers"),
     ({"tensor": 3}, "embed/embedding", (64, 32), "tensor:3 does not divide 64, a side of embed"),
   ],
 )
@@ -139,7 +138,7 @@ def test_moments_follow_their_parameter_and_counters_are_copied():
   placed = state_shardings(CONFIG, make_mesh("data:1"), state)
   adam = placed.opt_state[1][0]
   for tree in (placed.params, adam.mu, adam.nu):
-    assert tree["layers_1"]["down"]["kernel"].spec == Spec("tensor", "fsdp")
+    assert tree["layers"]["down"]["kernel"].spec == Spec(None, "tensor", "fsdp")
     assert tree["embed"]["embedding"].spec == Spec("tensor", "fsdp")
     assert tree["final_norm"]["scale"].spec == Spec()
   assert adam.count.spec == placed.step.spec == placed.key.spec == Spec()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.models import DecoderConfig
+from grpo_jax.models.parameters import layer_count
 
 # Adam reads parameter, gradient and both moments and writes all but the gradient; the global norm
 # reads the gradient once more. All of it float32.
@@ -46,8 +47,7 @@ class StepWork:
 
 def layer_weights(config: DecoderConfig) -> int:
   """Entries of the layers' matrices."""
-  heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-  return config.num_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
+  return config.num_layers * layer_count(config, matrices_only=True)
 
 
 def step_work(config: DecoderConfig, load: Workload, *, shared: bool) -> StepWork:

@@ -2,12 +2,9 @@
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import (
-  Params,
   Remat,
   decode_step,
   forward,
-  in_compute_dtype,
-  init_params,
   logits_of,
   prefill,
 )
@@ -21,6 +18,13 @@ from grpo_jax.models.lora import (
   merge,
   save_adapters,
   with_adapters,
+)
+from grpo_jax.models.parameters import (
+  Params,
+  in_compute_dtype,
+  init_params,
+  is_matrix,
+  unstacked,
 )
 from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
@@ -41,6 +45,7 @@ __all__ = [
   "in_compute_dtype",
   "init_adapters",
   "init_params",
+  "is_matrix",
   "load_adapters",
   "load_config",
   "load_pretrained",
@@ -50,5 +55,6 @@ __all__ = [
   "save_adapters",
   "save_pretrained",
   "token_logprobs",
+  "unstacked",
   "with_adapters",
 ]

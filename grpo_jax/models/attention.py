@@ -57,20 +57,6 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=in_blocks)
 
 
-def attend_last(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
-  """Attention of each prompt's last real token, which sees all of them.
-
-  Args:
-    q: [P, 1, Q, H].
-    kv: keys [P, K, H, S] and values [P, K, S, H].
-    mask: [P, S] bool, real tokens.
-
-  Returns:
-    [P, 1, Q * H].
-  """
-  return _over_prompts(_attend_seen, q, kv, jnp.asarray(mask)[:, None])
-
-
 def attend_completion(
   q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
 ) -> jax.Array:

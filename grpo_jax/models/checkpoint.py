@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.names import Entry
+from grpo_jax.models.parameters import Tensor
 from grpo_jax.models.tensor_file import DTYPES, TensorFile
 
 
@@ -46,10 +46,10 @@ def open_weights(folder: Path) -> dict[str, TensorFile]:
 
 
 def check_tensors(
-  config: DecoderConfig, table: list[Entry], files: Mapping[str, TensorFile], folder: Path
+  config: DecoderConfig, tensors: list[Tensor], files: Mapping[str, TensorFile], folder: Path
 ) -> None:
-  """Compares the headers with the table, before any tensor is read."""
-  wanted = {entry.name: entry.stored_shape for entry in table}
+  """Compares the headers with what a decoder needs, before any tensor is read."""
+  wanted = {tensor.name: tensor.parameter.stored_shape for tensor in tensors}
   # Old Llama checkpoints store the rotary frequencies, which follow from the config.
   found = {n for n in files if not n.endswith("rotary_emb.inv_freq")}
   if config.tie_embeddings and "lm_head.weight" in found:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.decoder import Params, init_params
+from grpo_jax.models.parameters import Params, init_params
 from grpo_jax.models.rope import rope_frequencies
 
 EMBED_STD = 0.05
@@ -45,13 +45,11 @@ def init_induction_params(config: DecoderConfig, key: jax.Array) -> Params:
   params = jax.tree.map(np.array, init_params(config, key))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32))
   width, head = config.hidden_size, config.head_dim
-  for name, layer in params.items():
-    if name.startswith("layers_"):
-      for projection in ("q", "k", "v", "gate", "up"):
-        layer[projection]["kernel"] *= width**-0.5 / 0.02
-      for projection in ("o", "down"):  # quiet outputs: the embeddings stay readable
-        fan_in = layer[projection]["kernel"].shape[0]
-        layer[projection]["kernel"] *= 0.15 * EMBED_STD * fan_in**-0.5 / 0.02
+  for projection in ("q", "k", "v", "gate", "up"):
+    params["layers"][projection]["kernel"] *= width**-0.5 / 0.02
+  for projection in ("o", "down"):  # quiet outputs: the embeddings stay readable
+    kernel = params["layers"][projection]["kernel"]
+    kernel *= 0.15 * EMBED_STD * kernel.shape[1] ** -0.5 / 0.02
   params["embed"]["embedding"] *= EMBED_STD / 0.02
 
   frequencies, _ = rope_frequencies(config)
@@ -63,7 +61,8 @@ def init_induction_params(config: DecoderConfig, key: jax.Array) -> Params:
   basis = np.linalg.qr(rng.normal(size=(width, 3 * len(content))))[0]
   read, seen_1, seen_2 = np.split(basis, 3, axis=1)  # [D, C] each, orthonormal
 
-  first = params["layers_0"]
+  # Views of the stack: what is written to them below is written to it.
+  first, second = (jax.tree.map(lambda x, n=n: x[n], params["layers"]) for n in (0, 1))
   first["k"]["kernel"][:, :head] *= 0.1
   first["k"]["bias"][:head] = _position_bias(frequencies, 0)
   first["v"]["kernel"][:, : len(content)] = read
@@ -74,7 +73,6 @@ def init_induction_params(config: DecoderConfig, key: jax.Array) -> Params:
     first["o"]["kernel"][columns] *= 0.1
     first["o"]["kernel"][i * head : i * head + len(content)] = 0.1 * seen.T
 
-  second = params["layers_1"]
   for kv in range(config.num_kv_heads):
     keys = np.zeros((width, head))
     keys[:, content] = 1.5 * (seen_1 if kv % 2 == 0 else 0.7 * (seen_1 + seen_2))

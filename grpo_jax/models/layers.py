@@ -1,8 +1,9 @@
-"""What the decoder's layers are made of: root-mean-square norm, linear with room for adapters."""
+"""What the decoder's layers are made of: root-mean-square norm, linear with room for adapters.
+
+Modules have the shapes of the parameters that they are applied to; `parameters.py` declares them.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,9 +19,8 @@ class RMSNorm(nn.Module):
 
   eps: float
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    scale: jax.Array = self.get_variable("params", "scale")
     wide = x.astype(jnp.float32)
     wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
@@ -46,17 +46,16 @@ def _project_backward(saved, g):
 project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
 
 
-class Dense(nn.Dense):
-  """A linear layer that adds (x A) B where its parameters hold adapters (see `models.lora`)."""
-
-  dot_general: Any = lambda x, kernel, *_, **__: project(x, kernel)
+class Dense(nn.Module):
+  """x W + b, and (x A) B where its parameters hold adapters (see `models.lora`), in x's dtype."""
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = super().__call__(x)
-    if self.has_variable("params", "lora_a"):
-      for name in ("lora_a", "lora_b"):
-        x = project(x, self.get_variable("params", name).astype(y.dtype))
-      y += x
+    weights = {name: w.astype(x.dtype) for name, w in self.variables["params"].items()}
+    y = project(x, weights["kernel"])
+    if "bias" in weights:
+      y += weights["bias"]
+    if "lora_a" in weights:
+      y += project(project(x, weights["lora_a"]), weights["lora_b"])
     return checkpoint_name(y, PRODUCT)
 
 

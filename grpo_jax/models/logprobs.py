@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.decoder import Params, Remat, completion_hidden, head_kernel
+from grpo_jax.models.decoder import Remat, completion_hidden, head_kernel
+from grpo_jax.models.parameters import Params
 from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on the decoder's linear layers.
 
 An adapted layer computes `x W + b + (alpha / r) (x A) B` with W and b frozen. Adapters are a tree
-of their own, `{layer: {target: {"lora_a": [in, r], "lora_b": [r, out]}}}`: it is all that is
-trained, and all that an optimizer or a checkpoint sees. `attach` lays it over the frozen base,
+of their own, `{"layers": {target: {"lora_a": [N, in, r], "lora_b": [N, r, out]}}}`: it is all that
+is trained, and all that an optimizer or a checkpoint sees. `attach` lays it over the frozen base,
 which is shared, not copied; the decoder adds the low-rank term wherever it finds one. The base
 alone is the policy before training, which is what the KL term's reference is.
 
@@ -22,11 +22,16 @@ import numpy as np
 from grpo_jax import hub
 from grpo_jax.models.checkpoint import read_json
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.names import Entry, name_table
+from grpo_jax.models.parameters import (
+  Params,
+  adapter_parameters,
+  checkpoint_tensors,
+  linear_layers,
+)
 from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
-from grpo_jax.models.weights import ADAPTER, Params, host_array, merged_kernel
+from grpo_jax.models.weights import ADAPTER, host_array, merged_kernel
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+TARGETS = linear_layers(DecoderConfig(1, 2, 1, 1, 1, 1, 2))  # the same in every decoder
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # What would make a PEFT adapter more than W + (alpha / r) A B.
 _EXTRAS = (
@@ -74,17 +79,19 @@ def init_adapters(config: DecoderConfig, lora: LoraConfig, key: jax.Array) -> Pa
   Returns:
     The adapter tree, float32.
   """
+  pairs = adapter_parameters(config, lora.rank, lora.targets)
   adapters: Params = {}
-  for i, (a, b) in enumerate(_entries(config, lora)):
+  for i, (a, b) in enumerate(pairs):
     bound = a.shape[0] ** -0.5
-    layer, target, _ = a.path
-    adapters.setdefault(layer, {})[target] = {
-      "lora_a": jax.random.uniform(
-        jax.random.fold_in(key, i), a.shape, minval=-bound, maxval=bound
-      ),
-      "lora_b": jnp.zeros(b.shape, jnp.float32),
+    draw = lambda place, a=a, bound=bound: jax.random.uniform(
+      jax.random.fold_in(key, place), a.shape, minval=-bound, maxval=bound
+    )
+    adapters[a.path[1]] = {
+      # Places are counted layer by layer.
+      "lora_a": jax.vmap(draw)(i + len(pairs) * jnp.arange(a.layers)),
+      "lora_b": jnp.zeros(b.stacked_shape, jnp.float32),
     }
-  return adapters
+  return {"layers": adapters}
 
 
 def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
@@ -93,13 +100,10 @@ def attach(base: Params, adapters: Params, lora: LoraConfig) -> Params:
   No leaf of the base is copied. B is scaled by alpha / r here, so the decoder needs no number.
   """
   scale = lora.alpha / lora.rank
-  whole = dict(base)
-  for layer, targets in adapters.items():
-    whole[layer] = dict(base[layer])
-    for target, pair in targets.items():
-      scaled = {"lora_a": pair["lora_a"], "lora_b": scale * pair["lora_b"]}
-      whole[layer][target] = base[layer][target] | scaled
-  return whole
+  layers = dict(base["layers"])
+  for target, pair in adapters["layers"].items():
+    layers[target] = layers[target] | {"lora_a": pair["lora_a"], "lora_b": scale * pair["lora_b"]}
+  return base | {"layers": layers}
 
 
 def with_adapters(trained: Params, base: Params | None, lora: LoraConfig | None) -> Params:
@@ -135,17 +139,23 @@ def save_adapters(
     out_dir: the folder, made if missing.
     base_model: folder or hub id of the base, as `--model` takes it.
   """
-  entries = {entry.name: entry for pair in _entries(config, lora) for entry in pair}
-  leaf = lambda entry: adapters[entry.path[0]][entry.path[1]][entry.path[2]]
-  specs = {name: (e.stored_shape, np.dtype(leaf(e).dtype)) for name, e in entries.items()}
-  tensors = {name: host_array(leaf(e), e, specs[name][1]) for name, e in entries.items()}
+  pairs = adapter_parameters(config, lora.rank, lora.targets)
+  entries = {t.name: t for t in checkpoint_tensors([half for pair in pairs for half in pair])}
+  leaf = lambda path: adapters["layers"][path[1]][path[2]]
+  specs = {
+    name: (t.parameter.stored_shape, np.dtype(leaf(t.parameter.path).dtype))
+    for name, t in entries.items()
+  }
+  tensors = {
+    name: host_array(leaf(t.parameter.path), t, specs[name][1]) for name, t in entries.items()
+  }
   if jax.process_index():
     return
   folder = Path(out_dir)
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS_FILE, specs, tensors.items())
   name, revision = hub.name_and_revision(base_model)
-  modules = {a.path[1]: a.name.split(".")[-3] for a, _ in _entries(config, lora)}
+  modules = {a.path[1]: a.name.split(".")[-3] for a, _ in pairs}
   described = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -186,38 +196,25 @@ def load_adapters(folder: str | Path, config: DecoderConfig) -> tuple[Params, Lo
     what = ", ".join(odd) or f"{said.get('peft_type')} with bias={said.get('bias')}"
     raise ValueError(f"{folder}: {what} is not supported; expected plain LoRA without biases")
   file = TensorFile(folder / WEIGHTS_FILE)
-  # Not every layer needs to have an adapter: the tensors say which do.
-  every = _entries(config, LoraConfig(said["r"]))
-  pairs = [pair for pair in every if any(entry.name in file.shapes for entry in pair)]
-  wanted = {entry.name: entry for pair in pairs for entry in pair}
+  pairs = adapter_parameters(config, said["r"], TARGETS)
+  tensors = {t.name: t for t in checkpoint_tensors([half for pair in pairs for half in pair])}
+  # Not every layer needs to have an adapter: the tensors say which do. One of zeros adds nothing.
+  at = lambda name: (tensors[name].parameter.path[1], tensors[name].layer)
+  adapted = {at(name) for name in tensors if name in file.shapes}
+  wanted = {name: tensor for name, tensor in tensors.items() if at(name) in adapted}
   faults = [f"unexpected {name}" for name in sorted(file.shapes.keys() - wanted.keys())]
-  for name, entry in wanted.items():
-    if file.shapes.get(name) != entry.stored_shape or file.dtypes[name] not in DTYPES:
-      faults.append(f"{name} has shape {file.shapes.get(name)}, expected {entry.stored_shape}")
-  if faults or not pairs:
+  for name, tensor in wanted.items():
+    shape = tensor.parameter.stored_shape
+    if file.shapes.get(name) != shape or file.dtypes[name] not in DTYPES:
+      faults.append(f"{name} has shape {file.shapes.get(name)}, expected {shape}")
+  if faults or not wanted:
     raise ValueError(f"{folder} does not fit the base: {'; '.join(faults) or 'no tensors'}")
+  targets = tuple(target for target in TARGETS if any(target == one for one, _ in adapted))
   adapters: Params = {}
-  for name, entry in wanted.items():
-    layer, target, half = entry.path
-    value = file.rows(name, 0, entry.stored_shape[0]).T.astype(np.float32)
-    adapters.setdefault(layer, {}).setdefault(target, {})[half] = jax.device_put(value)
-  found = {a.path[1] for a, _ in pairs}
-  targets = tuple(target for target in TARGETS if target in found)
-  return adapters, LoraConfig(said["r"], said["lora_alpha"], targets)
-
-
-def _entries(config: DecoderConfig, lora: LoraConfig) -> list[tuple[Entry, Entry]]:
-  """A and B of every adapted layer: place in our tree, name and shape in PEFT's."""
-  pairs = []
-  for entry in name_table(config):
-    layer, *rest = entry.path
-    if rest[-1] == "kernel" and rest[0] in lora.targets:
-      module = f"base_model.model.{entry.name.removesuffix('.weight')}"
-      inner, outer = entry.shape
-      pairs.append(
-        (
-          Entry((layer, rest[0], "lora_a"), f"{module}.lora_A.weight", (inner, lora.rank), True),
-          Entry((layer, rest[0], "lora_b"), f"{module}.lora_B.weight", (lora.rank, outer), True),
-        )
-      )
-  return pairs
+  for half in (half for pair in pairs for half in pair if half.path[1] in targets):
+    value = np.zeros(half.stacked_shape, np.float32)
+    for layer, name in enumerate(half.names):
+      if name in wanted:
+        value[layer] = file.rows(name, 0, half.stored_shape[0]).T
+    adapters.setdefault(half.path[1], {})[half.path[2]] = jax.device_put(value)
+  return {"layers": adapters}, LoraConfig(said["r"], said["lora_alpha"], targets)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from grpo_jax.models.attention import attend_completion, attend_last, attend_prompt, rotate
+from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import LayerKV, as_cached
 from grpo_jax.models.layers import Dense, RMSNorm
@@ -39,15 +39,6 @@ class Row:
   prompt_mask: Array
   completion_mask: jax.Array | None = None
 
-  def predicting(self, x: jax.Array) -> jax.Array:
-    """Of x [P, L, ..] the tokens that predict a completion's: [P, 1 + G * T, ..].
-
-    These are the prompt's last real token and all of the completions.
-    """
-    last = self.prompt - 1 - jnp.argmax(self.prompt_mask[:, ::-1], axis=1)
-    last = last.reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.concatenate([jnp.take_along_axis(x, last, axis=1), x[:, self.prompt :]], axis=1)
-
 
 class Layer(nn.Module):
   """One pre-norm block: attention, then SwiGLU (arXiv:2002.05202)."""
@@ -55,65 +46,40 @@ class Layer(nn.Module):
   config: DecoderConfig
 
   def setup(self):
-    c = self.config
-    dense = lambda features, bias: Dense(features, use_bias=bias, dtype=jnp.dtype(c.dtype))
-    self.attn_norm = RMSNorm(c.rms_norm_eps)
-    self.q = dense(c.num_heads * c.head_dim, c.attention_bias)
-    self.k = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
-    self.v = dense(c.num_kv_heads * c.head_dim, c.attention_bias)
-    self.o = dense(c.hidden_size, c.output_bias)
-    if c.qk_norm:
-      self.q_norm = RMSNorm(c.rms_norm_eps)
-      self.k_norm = RMSNorm(c.rms_norm_eps)
-    self.mlp_norm = RMSNorm(c.rms_norm_eps)
-    self.gate = dense(c.intermediate_size, False)
-    self.up = dense(c.intermediate_size, False)
-    self.down = dense(c.hidden_size, False)
+    norm = lambda: RMSNorm(self.config.rms_norm_eps)
+    self.attn_norm, self.mlp_norm = norm(), norm()
+    self.q, self.k, self.v, self.o = (Dense() for _ in range(4))
+    if self.config.qk_norm:
+      self.q_norm, self.k_norm = norm(), norm()
+    self.gate, self.up, self.down = (Dense() for _ in range(3))
 
-  def __call__(
-    self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step, predicting: bool
-  ):
-    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values.
-
-    With `predicting`, which is for the last layer, the next x is that of `row.predicting` alone: of
-    the prompt's other tokens nobody reads more than the keys and values.
-    """
-    rows, length, width = x.shape
+  def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+    """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
+    shape = x.shape
     # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
-    x = x.reshape(-1, width)
-    h = self.attn_norm(x)
-    chosen = lambda y: y
-    if predicting:
-      chosen = lambda y: row.predicting(y.reshape(rows, length, -1)).reshape(-1, y.shape[-1])
-    x = chosen(x)
-    attended, prompt, own = self.attention(h, chosen(h), rope, row, prompt, own, step, predicting)
+    x = x.reshape(-1, shape[-1])
+    attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
     x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
-    return x.reshape(rows, -1, width), prompt, own
+    return x.reshape(shape), prompt, own
 
-  def attention(
-    self, x, asking, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step,
-    predicting: bool,
-  ):  # fmt: skip
-    """Maps tokens [P * L, D] to what those of them that ask see, and the keys and values."""
+  def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+    """Maps tokens [P * L, D] to what they attend to [P * L, Q * H], and the keys and values."""
     c = self.config
     split = lambda y, heads: y.reshape(row.positions.shape[0], -1, heads, c.head_dim)
-    q, k, v = (split(self.q(asking), c.num_heads), split(self.k(x), c.num_kv_heads),
+    q, k, v = (split(self.q(x), c.num_heads), split(self.k(x), c.num_kv_heads),
                split(self.v(x), c.num_kv_heads))  # fmt: skip
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    q_rope = map(row.predicting, rope) if predicting else rope
-    q, k = rotate(q, *q_rope), rotate(k, *rope)
+    q, k = rotate(q, *rope), rotate(k, *rope)
 
     # Splitting at once, where slicing twice would cost a padded sum in the backward pass.
-    (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (k, v))
-    q, own_q = jnp.split(q, [1 if predicting else row.prompt], axis=1)
+    (q, own_q), (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (q, k, v))
     parts = []
     if row.prompt:
       prompt = as_cached(k, v)
-      attend = attend_last if predicting else attend_prompt
-      parts.append(attend(q, prompt, row.prompt_mask))
+      parts.append(attend_prompt(q, prompt, row.prompt_mask))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
       fresh = as_cached(grouped(own_k), grouped(own_v))
@@ -133,8 +99,7 @@ def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
   return LayerKV(put(cache.k, fresh.k, -1), put(cache.v, fresh.v, -2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8))
-def apply_layer(config: DecoderConfig, params, x, rope, row, prompt, own, step, predicting=False):
+@functools.partial(jax.jit, static_argnums=0)
+def apply_layer(config: DecoderConfig, params, x, rope, row, prompt=None, own=None, step=None):
   """Calls `Layer` with its parameters, under `jit`: traced once, not again for each layer."""
-  layer = Layer(config, parent=None)
-  return layer.apply({"params": params}, x, rope, row, prompt, own, step, predicting)
+  return Layer(config).apply({"params": params}, x, rope, row, prompt, own, step)

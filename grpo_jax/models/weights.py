@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +12,22 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grpo_jax import hub
 from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
 from grpo_jax.models.config import DecoderConfig, Dtype, token_ids
-from grpo_jax.models.names import Entry, name_table
+from grpo_jax.models.parameters import (
+  Parameter,
+  Params,
+  Tensor,
+  TreePath,
+  checkpoint_tensors,
+  parameters,
+)
 from grpo_jax.models.tensor_file import DTYPES, TensorFile, write_tensors
 
-Params = dict[str, Any]
-ShardingFn = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
+ShardingFn = Callable[[TreePath, tuple[int, ...]], jax.sharding.Sharding]
 # Rows are read and turned in blocks of this many bytes: small against any large tensor, and few
 # enough columns at a time for the transpose to stay in cache.
 _BLOCK_BYTES = 8 << 20
@@ -63,8 +71,8 @@ def load_pretrained(
 ) -> tuple[DecoderConfig, Params]:
   """Loads a checkpoint straight into device arrays, one tensor at a time.
 
-  Host memory beyond the result stays below the largest tensor plus a few megabytes; with
-  `sharding`, every process reads its own slices only.
+  Host memory beyond the result stays below the largest leaf (one parameter of all layers) plus a
+  few megabytes; with `sharding`, every process reads its own slices only.
 
   Args:
     path_or_hub_id: a folder or a hub id, optionally `owner/name@revision`.
@@ -73,35 +81,32 @@ def load_pretrained(
     sharding: from a parameter's path and shape to where it goes; None means the default device.
 
   Returns:
-    The config and the parameter tree of `name_table`.
+    The config and the tree of `parameters`.
 
   Raises:
     FileNotFoundError: no such checkpoint, or it has no safetensors.
     ValueError: an unsupported feature, or missing, unexpected or misshapen tensors (all listed).
   """
   config = load_config(path_or_hub_id)
-  table = name_table(config)
+  table = parameters(config)
   folder = hub.checkpoint_folder(path_or_hub_id, (*hub.CONFIG_FILES, *hub.WEIGHT_FILES))
   files = open_weights(folder)
-  check_tensors(config, table, files, folder)
+  check_tensors(config, checkpoint_tensors(table), files, folder)
   if dtype is None:
     dtype = str(DTYPES[files[table[0].name].dtypes[table[0].name]])
   config = dataclasses.replace(config, dtype=cast(Dtype, dtype))
   wanted = np.dtype(jnp.dtype(dtype))
-  params: Params = {}
-  for entry in table:
-    file = files[entry.name]
-
-    def read(index: tuple[slice, ...], file: TensorFile = file, entry: Entry = entry) -> np.ndarray:
-      return _read_slice(file, entry, index, wanted)
-
+  leaves: dict[TreePath, jax.Array] = {}
+  for parameter in table:
+    shape = parameter.stacked_shape
+    read = functools.partial(_read_slice, files, parameter, wanted)
     if sharding is None:
-      value = jax.device_put(read((slice(None),) * len(entry.shape)))
+      value = jax.device_put(read((slice(None),) * len(shape)))
     else:
-      value = _place(entry, sharding(entry.path, entry.shape), read)
+      value = _place(shape, sharding(parameter.path, shape), read)
     # Transfers are asynchronous: without waiting, several host copies would be alive at once.
-    _insert(params, entry.path, value.block_until_ready())
-  return config, params
+    leaves[parameter.path] = value.block_until_ready()
+  return config, unflatten_dict(leaves)
 
 
 def save_pretrained(
@@ -119,8 +124,8 @@ def save_pretrained(
 
   Args:
     config: the decoder's config.
-    params: the parameter tree of `name_table`, in any sharding; adapters that lie over it
-      (`lora.attach`) are merged into their kernels, float32.
+    params: the tree of `parameters`, in any sharding; adapters that lie over it (`lora.attach`) are
+      merged into their kernels, float32.
     out_dir: the folder, made if missing; its older weights are replaced.
     tokenizer: saved beside the weights when given.
     dtype: of the files; None keeps the parameters' own.
@@ -129,19 +134,26 @@ def save_pretrained(
   Raises:
     ValueError: the tree does not fit the config; the message lists what differs.
   """
-  table = name_table(config)
-  every = _flatten(params)
+  table = parameters(config)
+  every = flatten_dict(dict(params))
   leaves = {path: leaf for path, leaf in every.items() if path[-1] not in ADAPTER}
   adapted = {(*path[:-1], "kernel") for path in every if path[-1] in ADAPTER}
-  wanted = {entry.path: entry.shape for entry in table}
+  wanted = {parameter.path: parameter.stacked_shape for parameter in table}
   shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
   if wanted != shapes:
     odd = sorted("/".join(p) for p in wanted.keys() ^ shapes.keys()) or [
       f"{'/'.join(p)} {shapes[p]}, expected {wanted[p]}" for p in wanted if shapes[p] != wanted[p]
     ]
     raise ValueError(f"the parameters do not fit the config: {', '.join(odd)}")
+  tensors = {tensor.name: tensor for tensor in checkpoint_tensors(table)}
   own = lambda path: "float32" if path in adapted else leaves[path].dtype
-  stored = {e.name: (e.stored_shape, np.dtype(jnp.dtype(dtype or own(e.path)))) for e in table}
+  stored = {
+    name: (
+      tensor.parameter.stored_shape,
+      np.dtype(jnp.dtype(dtype or own(tensor.parameter.path))),
+    )
+    for name, tensor in tensors.items()
+  }
   if unknown := {str(d) for _, d in stored.values()} - {str(d) for d in DTYPES.values()}:
     raise ValueError(f"cannot store {', '.join(unknown)} parameters; give a dtype")
   shards = _split(stored, max_shard_bytes)
@@ -154,23 +166,24 @@ def save_pretrained(
   folder, writer = Path(out_dir), jax.process_index() == 0
   if writer:
     folder.mkdir(parents=True, exist_ok=True)
-  entries = {entry.name: entry for entry in table}
 
-  def fetch(tensor: str) -> np.ndarray:
-    entry = entries[tensor]
-    leaf = leaves[entry.path]
-    if entry.path in adapted:
-      leaf = merged_kernel(leaf, *(every[*entry.path[:-1], half] for half in ADAPTER))
-    return host_array(leaf, entry, stored[tensor][1])
+  def fetch(name: str) -> np.ndarray:
+    tensor = tensors[name]
+    path, layer = tensor.parameter.path, tensor.layer
+    pick = lambda leaf: leaf if layer is None else leaf[layer]
+    leaf = pick(leaves[path])
+    if path in adapted:
+      leaf = merged_kernel(leaf, *(pick(every[*path[:-1], half]) for half in ADAPTER))
+    return host_array(leaf, tensor._replace(layer=None), stored[name][1])
 
   for name, shard in zip(names, shards, strict=True):
     specs = {tensor: stored[tensor] for tensor in shard}
-    tensors = ((tensor, fetch(tensor)) for tensor in shard)
+    values = ((tensor, fetch(tensor)) for tensor in shard)
     if writer:
-      write_tensors(folder / name, specs, tensors)
+      write_tensors(folder / name, specs, values)
     else:
       # Gathering is collective, so the other hosts must walk through the tensors as well.
-      for _ in tensors:
+      for _ in values:
         continue
   if not writer:
     return
@@ -186,25 +199,37 @@ def save_pretrained(
 
 
 def _read_slice(
-  file: TensorFile, entry: Entry, index: tuple[slice, ...], dtype: np.dtype
+  files: Mapping[str, TensorFile],
+  parameter: Parameter,
+  dtype: np.dtype,
+  index: tuple[slice, ...],
 ) -> np.ndarray:
-  """Reads `tensor[index]` in our orientation, block by block."""
-  ranges = [slice(*part.indices(n)) for part, n in zip(index, entry.shape, strict=True)]
+  """Reads `parameter[index]` in our shape and orientation, layer by layer."""
+  ranges = [slice(*part.indices(n)) for part, n in zip(index, parameter.stacked_shape, strict=True)]
   out = np.empty([part.stop - part.start for part in ranges], dtype)
-  stored = ranges[::-1] if entry.turned else ranges
-  target = out.T if entry.turned else out
-  rows, rest = stored[0], tuple(stored[1:])
-  width = int(np.prod(entry.stored_shape[1:], dtype=np.int64))
+  if not parameter.layers:
+    ranges, out = [slice(0, 1), *ranges], out[None]
+  names, within = parameter.names[ranges[0]], tuple(ranges[1:])
+  for name, layer in zip(names, out, strict=True):
+    _read_into(layer, files[name], name, within, parameter.turned)
+  return out if parameter.layers else out[0]
+
+
+def _read_into(
+  out: np.ndarray, file: TensorFile, name: str, index: tuple[slice, ...], turned: bool
+) -> None:
+  """Fills `out` with a part of a tensor, block by block."""
+  (rows, *rest), target = (index[::-1], out.T) if turned else (index, out)
+  width = int(np.prod(file.shapes[name][1:], dtype=np.int64))
   step = max(1, _BLOCK_BYTES // (4 * max(1, width)))
   for start in range(rows.start, rows.stop, step):
     stop = min(start + step, rows.stop)
-    block = file.rows(entry.name, start, stop)
+    block = file.rows(name, start, stop)
     target[start - rows.start : stop - rows.start] = block[(slice(None), *rest)]
-  return out
 
 
 def _place(
-  entry: Entry,
+  shape: tuple[int, ...],
   sharding: jax.sharding.Sharding,
   read: Callable[[tuple[slice, ...]], np.ndarray],
 ) -> jax.Array:
@@ -212,13 +237,13 @@ def _place(
 
   def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
     # Devices that hold the same slice share one host copy.
-    index = index or (slice(None),) * len(entry.shape)
+    index = index or (slice(None),) * len(shape)
     key = str(index)
     if key not in seen:
       seen[key] = read(index)
     return seen[key]
 
-  return jax.make_array_from_callback(entry.shape, sharding, read_once)
+  return jax.make_array_from_callback(shape, sharding, read_once)
 
 
 def merged_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -228,14 +253,16 @@ def merged_kernel(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
   return kernel.astype(jnp.float32) + change
 
 
-def host_array(leaf: Any, entry: Entry, dtype: np.dtype) -> np.ndarray:
-  """A parameter on the host, in the checkpoint's orientation and dtype."""
+def host_array(leaf: Any, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+  """A tensor of a leaf on the host, in the checkpoint's orientation and dtype."""
+  if tensor.layer is not None:
+    leaf = leaf[tensor.layer]
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     from jax.experimental import multihost_utils
 
     leaf = multihost_utils.process_allgather(leaf, tiled=True)
   value = np.asarray(leaf)
-  return (value.T if entry.turned else value).astype(dtype, copy=False)
+  return (value.T if tensor.parameter.turned else value).astype(dtype, copy=False)
 
 
 def _split(stored: Mapping[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> list[list[str]]:
@@ -286,20 +313,6 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
   if isinstance(config.get("extra_special_tokens"), list):
     config["additional_special_tokens"] = config.pop("extra_special_tokens")
   _write_json(path, config)
-
-
-def _insert(tree: Params, path: tuple[str, ...], value: Any) -> None:
-  for key in path[:-1]:
-    tree = tree.setdefault(key, {})
-  tree[path[-1]] = value
-
-
-def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-  leaves: dict[tuple[str, ...], Any] = {}
-  for key, value in tree.items():
-    inner = (*path, key)
-    leaves |= _flatten(value, inner) if isinstance(value, Mapping) else {inner: value}
-  return leaves
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from grpo_jax.models.blockwise import DENSE_SCORES
 from grpo_jax.models.logprobs import CHUNK_BYTES
+from grpo_jax.models.parameters import layer_count, parameter_count
 from grpo_jax.planner.job import (
   Job,
   abstract_base,
@@ -90,11 +91,12 @@ def temporaries(job: Job) -> tuple[float, float]:
   local = job.prompts_per_step // job.parts
   # Weights in the compute dtype, two layers of them gathered at a time, and the gathered head.
   copies = resident(job).parameters * b / 4 if b < 4 else 0  # a frozen base has it already
-  gathered = (2 * _layer_weights(job) + c.vocab_size * c.hidden_size) * b / tensor
+  gathered = (2 * layer_count(c) + c.vocab_size * c.hidden_size) * b / tensor
   gathered *= job.mesh.shape["fsdp"] > 1
   logits = local * job.group * c.vocab_size / tensor * 4
-  weights = _read_once(job) if _gathers(job) else copies + gathered
-  sample = weights + sum(caches(job)) + 3 * logits
+  # For decoding each layer's weights are taken out of the stack, whole where they are gathered.
+  apart = _read_once(job) / (1 if _gathers(job) else job.mesh.shape["fsdp"])
+  sample = apart + gathered + sum(caches(job)) + 3 * logits
 
   rows = -(-job.micro_batch // job.parts)
   row = job.prompt_tokens + job.group * max(job.completion_tokens - 1, 0)
@@ -148,15 +150,16 @@ def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
 def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   """Bytes a device sends in prefill, decoding and update when FSDP gathers each weight at each use.
 
-  With `gather_weights`, decoding uses what was gathered before it. The tensor axis adds two
-  all-reduces of [P, L, D] a layer and pass.
+  With `gather_weights`, layers are gathered once more for decoding, before its first step. The
+  tensor axis adds two all-reduces of [P, L, D] a layer and pass.
   """
   c, b = job.policy, _width(job)
   fsdp, tensor, data = (job.mesh.shape[axis] for axis in ("fsdp", "tensor", "data"))
-  gather = _weights(job) * b / tensor * (fsdp - 1) / fsdp
+  gather = parameter_count(c) * b / tensor * (fsdp - 1) / fsdp
   reduce = 2 * (tensor - 1) / tensor * 2 * c.num_layers * c.hidden_size * b
   local = job.prompts_per_step / job.parts
-  prefill = gather + reduce * local * job.prompt_tokens
+  layers = gather * c.num_layers * layer_count(c) / parameter_count(c)
+  prefill = gather + layers * _gathers(job) + reduce * local * job.prompt_tokens
   each = (0 if _gathers(job) else gather) + reduce * local * job.group
   decode = (job.completion_tokens - 1) * each
   passes = job.grpo.inner_updates * job.prompts_per_step / job.micro_batch
@@ -168,27 +171,8 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   return prefill, decode, passes * (sweeps * gather + scatter + copies + acts)
 
 
-def parameter_count(job: Job) -> int:
-  """Parameters of the model."""
-  return int(_weights(job))
-
-
 def _read_once(job: Job) -> float:
-  return _weights(job) * _width(job) / job.mesh.shape["tensor"]
-
-
-def _weights(job: Job) -> float:
-  c = job.policy
-  embeddings = (1 if c.tie_embeddings else 2) * c.vocab_size * c.hidden_size
-  return embeddings + c.hidden_size + c.num_layers * _layer_weights(job)
-
-
-def _layer_weights(job: Job) -> float:
-  c = job.policy
-  d, f, q, k = c.hidden_size, c.intermediate_size, c.num_heads, c.num_kv_heads
-  biases = (q + 2 * k) * c.head_dim * c.attention_bias + d * c.output_bias
-  norms = 2 * d + 2 * c.head_dim * c.qk_norm
-  return d * (2 * q + 2 * k) * c.head_dim + 3 * d * f + biases + norms
+  return parameter_count(job.policy) * _width(job) / job.mesh.shape["tensor"]
 
 
 def _scores(job: Job) -> tuple[int, int]:

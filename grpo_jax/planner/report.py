@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.planner.arithmetic import parameter_count
+from grpo_jax.models.parameters import parameter_count
 from grpo_jax.planner.compiled import Program
 from grpo_jax.planner.plan import Plan
 from grpo_jax.sharding import mesh_text
@@ -27,7 +27,7 @@ def as_record(plan: Plan) -> dict[str, Any]:
   record: dict[str, Any] = {
     "topology": plan.topology.text,
     "mesh": dict(mesh_text(job.mesh)),
-    "parameters": parameter_count(job),
+    "parameters": parameter_count(job.policy),
     "resident_bytes": plan.resident._asdict(),
     "cache_bytes": plan.caches._asdict(),
     "sampling_bytes": plan.sampling_bytes,
@@ -65,7 +65,7 @@ def _heading(plan: Plan) -> str:
   micro = f"{job.micro_batch} prompts in a backward pass"
   lora = f", adapters of rank {job.lora.rank}" if job.lora else ""
   lines = [
-    f"{parameter_count(job) / 1e9:.2f}B parameters{lora}, {job.policy.dtype}, on "
+    f"{parameter_count(job.policy) / 1e9:.2f}B parameters{lora}, {job.policy.dtype}, on "
     f"{plan.topology.text} ({plan.topology.num_devices} devices), mesh {mesh}",
     f"{job.prompts_per_step} prompts x {job.group} candidates, {job.prompt_tokens} + "
     f"{job.completion_tokens} tokens, {micro}, remat={job.grpo.remat}",

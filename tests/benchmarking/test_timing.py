@@ -37,7 +37,7 @@ def test_a_timed_step_samples_full_lengths_and_moves_the_policy(step):
   assert (timed.tokens, timed.equal_groups) == (LOAD.tokens, 0.0)
   assert step.compile_seconds > 0 and int(step.state.step) == step.step == 1
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, step.state.params)
-  assert moved["embed"]["embedding"] and moved["layers_0"]["down"]["kernel"]
+  assert moved["embed"]["embedding"] and moved["layers"]["down"]["kernel"]
   assert np.any(step.prompts().tokens != first.tokens)  # each step has prompts of its own
 
 

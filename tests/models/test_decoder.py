@@ -18,6 +18,7 @@ from grpo_jax.models import (
   init_params,
   logits_of,
   prefill,
+  unstacked,
 )
 from grpo_jax.models.decoder import completion_hidden, positions_of
 from grpo_jax.models.induction_init import init_induction_params
@@ -59,6 +60,7 @@ def test_cached_decode_equals_the_uncached_forward(tiny, rows, side):
   cache, hidden = encode(config, params, tokens, mask)
   found = [jnp.broadcast_to(logits_of(config, params, hidden)[:, None], (3, group, 67))]
   own = empty_completion_cache(config, len(rows), group, length)
+  params = unstacked(config, params)
   for t in range(length):
     hidden, own = step(config, params, drawn[..., t], cache, own, jnp.int32(t))
     found.append(logits_of(config, params, hidden))
@@ -140,8 +142,8 @@ def test_initial_weights_are_qwens_and_a_function_of_the_key(tiny):
       np.testing.assert_array_equal(leaf, 0.0)
     else:
       assert float(leaf.std()) == pytest.approx(0.02, rel=0.15)
-  other = init_params(config, jax.random.key(1))["layers_1"]["q"]["kernel"]
-  kernels = [params[f"layers_{i}"]["q"]["kernel"] for i in (0, 1)]
+  other = init_params(config, jax.random.key(1))["layers"]["q"]["kernel"][1]
+  kernels = params["layers"]["q"]["kernel"]
   assert not np.allclose(*kernels) and not np.allclose(kernels[1], other)
 
 
@@ -187,32 +189,9 @@ def test_what_the_backward_pass_computes_again(tiny):
     loss = lambda p: completion_hidden(config, p, tokens, mask, drawn, remat=remat).sum()
     return count_flops(jax.make_jaxpr(jax.value_and_grad(loss))(params))
 
-  kernels = {name: x["kernel"].size for name, x in params["layers_0"].items() if "kernel" in x}
+  kernels = {name: x["kernel"][0].size for name, x in params["layers"].items() if "kernel" in x}
   del kernels["down"]  # nothing needs its result once more
   tokens_run = 2 * (4 + 2 * 4)
   weights = config.num_layers * 2 * tokens_run * sum(kernels.values())
   assert work("none") < work("dots")  # attention's products
   assert work("layers") - work("dots") == weights
-
-
-def test_the_last_layer_takes_only_what_predicts(tiny):
-  config, _ = tiny
-  tokens, mask, drawn = np.ones((2, 9), int), np.ones((2, 9), bool), np.ones((2, 3, 5), int)
-
-  def work(function, layers):
-    """Operations of the feed-forward parts of a decoder of so many layers."""
-    flops = []
-    for times in (2, 1):
-      width = times * config.intermediate_size
-      policy = dataclasses.replace(config, num_layers=layers, intermediate_size=width)
-      params = jax.eval_shape(functools.partial(init_params, policy), jax.random.key(0))
-      flops.append(count_flops(jax.make_jaxpr(functools.partial(function, policy))(params)))
-    return flops[0] - flops[1]
-
-  a_token = 2 * 3 * config.hidden_size * config.intermediate_size
-  encoded = lambda policy, p: prefill(policy, p, tokens, mask)
-  scored = lambda policy, p: completion_hidden(policy, p, tokens, mask, drawn)
-  assert work(encoded, 1) == a_token * 2 * 1  # of two prompts the last token each
-  assert work(encoded, 3) == a_token * 2 * (1 + 2 * 9)
-  assert work(scored, 1) == a_token * 2 * (1 + 3 * 4)  # and all but the last of 3 x 5
-  assert work(scored, 3) == a_token * 2 * (1 + 3 * 4 + 2 * (9 + 3 * 4))

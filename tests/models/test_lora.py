@@ -61,16 +61,17 @@ def test_the_merged_model_equals_the_adapted_one(tiny, targets):
 def test_fresh_adapters_are_the_base_to_the_bit(tiny):
   config, params = tiny
   adapters = init_adapters(config, LORA, jax.random.key(0))
-  assert set(adapters) == {"layers_0", "layers_1"} and set(adapters["layers_0"]) == set(TARGETS)
-  pair = adapters["layers_1"]["gate"]
-  assert pair["lora_a"].shape == (32, 3) and pair["lora_b"].shape == (3, 48)
+  assert set(adapters) == {"layers"} and set(adapters["layers"]) == set(TARGETS)
+  pair = adapters["layers"]["gate"]
+  assert pair["lora_a"].shape == (2, 32, 3) and pair["lora_b"].shape == (2, 3, 48)
   bound = 32**-0.5
   assert 0.8 * bound < np.abs(pair["lora_a"]).max() <= bound and not np.any(pair["lora_b"])
   adapted = attach(params, adapters, LORA)
   np.testing.assert_array_equal(logits(config, adapted), logits(config, params))
   # Laid over, not copied: the base's leaves are the very same arrays.
-  assert adapted["layers_0"]["q"]["kernel"] is params["layers_0"]["q"]["kernel"]
-  assert adapted["embed"] is params["embed"] and "lora_a" not in params["layers_0"]["q"]
+  laid = [adapted["layers"][target].pop(half) for target in TARGETS for half in pair]
+  assert len(laid) == 14 and jax.tree.structure(adapted) == jax.tree.structure(params)
+  assert all(x is y for x, y in zip(*map(jax.tree.leaves, (adapted, params)), strict=True))
 
 
 def test_the_gradient_is_that_of_the_kernel_by_the_chain_rule(tiny):
@@ -80,15 +81,18 @@ def test_the_gradient_is_that_of_the_kernel_by_the_chain_rule(tiny):
   found = jax.jit(jax.grad(lambda a: loss(attach(params, a, LORA))))(adapters)
   assert jax.tree.structure(found) == jax.tree.structure(adapters)
   whole = jax.jit(jax.grad(loss))(merge(attach(params, adapters, LORA)))
-  for layer, target in (("layers_0", "q"), ("layers_0", "v"), ("layers_1", "down")):
-    pair, kernel = adapters[layer][target], whole[layer][target]["kernel"]
+  for layer, target in ((0, "q"), (0, "v"), (1, "down")):
+    at = lambda tree, layer=layer, target=target: jax.tree.map(
+      lambda x: x[layer], tree["layers"][target]
+    )
+    pair, kernel = at(adapters), at(whole)["kernel"]
     scale = LORA.alpha / LORA.rank
     for half, wanted in (
       ("lora_a", scale * kernel @ pair["lora_b"].T),
       ("lora_b", scale * pair["lora_a"].T @ kernel),
     ):
       atol = 1e-5 * np.abs(wanted).max()
-      np.testing.assert_allclose(found[layer][target][half], wanted, rtol=1e-3, atol=atol)
+      np.testing.assert_allclose(at(found)[half], wanted, rtol=1e-3, atol=atol)
 
 
 def test_no_gradient_of_the_base_is_computed(tiny):
@@ -111,8 +115,8 @@ def test_a_change_too_small_for_bfloat16_weights_is_not_lost(tiny):
   adapters = jax.tree.map(lambda x: jnp.full_like(x, 0.015), noisy(config, lora))
   adapted = attach(base, adapters, lora)
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), merge(adapted))
-  kernel = base["layers_0"]["down"]["kernel"]
-  kept = np.mean(np.asarray(rounded["layers_0"]["down"]["kernel"] == kernel))
+  kernel = base["layers"]["down"]["kernel"]
+  kept = np.mean(np.asarray(rounded["layers"]["down"]["kernel"] == kernel))
   assert kept > 0.5  # most weights would not have moved at all
   moved = np.abs(logits(config, adapted) - logits(config, base))
   assert moved.max() > 0.01

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from grpo_jax.models import DecoderConfig, config_named
-from grpo_jax.models.names import name_table
+from grpo_jax.models.parameters import parameter_count
 from grpo_jax.models.presets import PRESET_NAMES, preset
 
 # Parameters of each size, counted by transformers (`model.num_parameters()`), ties counted once.
@@ -30,7 +29,7 @@ def test_all_seven_sizes_are_there():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_has_the_published_number_of_parameters(name):
   config = config_named(name)
-  assert sum(math.prod(entry.shape) for entry in name_table(config)) == PUBLISHED[name]
+  assert parameter_count(config) == PUBLISHED[name]
 
 
 def test_hub_ids_of_the_sizes_need_no_network():

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from grpo_jax.models import DecoderConfig, init_params, load_pretrained, save_pretrained
-from grpo_jax.models.names import name_table
+from grpo_jax.models.parameters import parameters
 from grpo_jax.models.tensor_file import TensorFile
 
 CONFIG = DecoderConfig(61, 16, 28, 2, 4, 2, 6, model_type="qwen2", eos_token_ids=(7, 9))
@@ -67,7 +67,7 @@ def test_import_export_import_is_bit_identical(variant, dtype, tmp_path):
 
 def test_the_name_table_covers_exactly_the_decoders_parameters():
   for config in VARIANTS.values():
-    table = {entry.path: entry.shape for entry in name_table(config)}
+    table = {parameter.path: parameter.stacked_shape for parameter in parameters(config)}
     leaves = jax.tree_util.tree_flatten_with_path(_random(config))[0]
     assert table == {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
 
@@ -75,7 +75,7 @@ def test_the_name_table_covers_exactly_the_decoders_parameters():
 def test_kernels_are_turned_and_named_as_transformers_names_them(folder):
   _, params = load_pretrained(folder)
   stored = load_file(folder / "model.safetensors")  # the safetensors package reads our files
-  layer = params["layers_1"]
+  layer = jax.tree.map(lambda x: x[1], params["layers"])
   np.testing.assert_array_equal(
     layer["gate"]["kernel"], stored["model.layers.1.mlp.gate_proj.weight"].T
   )
@@ -113,7 +113,9 @@ def test_files_of_another_dtype_are_cast(folder, stored):
     config, params = load_pretrained(folder, dtype)
     assert config.dtype == dtype
     wanted = tensors["model.layers.0.mlp.down_proj.weight"].T.astype(jax.numpy.dtype(dtype))
-    np.testing.assert_array_equal(_bits(params["layers_0"]["down"]["kernel"]), _bits(wanted.copy()))
+    np.testing.assert_array_equal(
+      _bits(params["layers"]["down"]["kernel"][0]), _bits(wanted.copy())
+    )
 
 
 def test_without_a_dtype_the_checkpoints_own_is_kept(folder, tmp_path):
@@ -232,9 +234,9 @@ def test_an_unsupported_config_names_its_file(folder):
 
 def test_parameters_that_do_not_fit_the_config_are_listed(folder, tmp_path):
   config, params = load_pretrained(folder)
-  del params["layers_1"]["up"]
+  del params["layers"]["up"]
   params["extra"] = {"kernel": np.zeros(1)}
-  with pytest.raises(ValueError, match="extra/kernel, layers_1/up/kernel"):
+  with pytest.raises(ValueError, match="extra/kernel, layers/up/kernel"):
     save_pretrained(config, params, tmp_path)
   params = _random(config)
   params["final_norm"]["scale"] = np.zeros(3)
@@ -262,15 +264,16 @@ mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 asked = []
 def sharding(path, shape):
   asked.append(path)
+  # The layers too: each device has one of the two.
   split = [axis if size % 2 == 0 else None for axis, size in zip(("a", "b"), shape)]
-  return NamedSharding(mesh, P(*split[::-1]) if path[0] == "layers_1" else P(*split))
+  return NamedSharding(mesh, P(*split[::-1]) if path[1] == "down" else P(*split))
 config, plain = load_pretrained(sys.argv[1])
 _, placed = load_pretrained(sys.argv[1], sharding=sharding)
 jax.tree.map(np.testing.assert_array_equal, plain, placed)
-kernel = placed["layers_0"]["gate"]["kernel"]
-assert kernel.shape == (16, 28) and kernel.addressable_shards[0].data.shape == (8, 14)
-assert placed["layers_1"]["gate"]["kernel"].sharding.spec == P("b", "a")
-assert ("layers_0", "q", "bias") in asked
+kernel = placed["layers"]["gate"]["kernel"]
+assert kernel.shape == (2, 16, 28) and kernel.addressable_shards[0].data.shape == (1, 8, 28)
+assert placed["layers"]["down"]["kernel"].sharding.spec == P("b", "a")
+assert ("layers", "q", "bias") in asked
 save_pretrained(config, placed, sys.argv[2])
 """
 

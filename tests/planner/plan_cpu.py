@@ -54,7 +54,7 @@ def plan_of(mesh: str) -> dict:
       for one in shapes
       if one.kind in ("all-gather", "all-reduce")
       and batch.search(one.result)
-      and "/embed/" not in one.where
+      and not re.search(r"\bembed\b", one.where)
     ],
   }
   if mesh == "fsdp:8":

@@ -15,8 +15,9 @@ import pytest
 
 from grpo_jax.config import GRPOConfig, OptimizerConfig, SamplingConfig
 from grpo_jax.models import DecoderConfig, LoraConfig, empty_completion_cache
+from grpo_jax.models.parameters import layer_count, parameter_count
 from grpo_jax.planner import Job, describe, make_plan, parse_topology, plan_mesh
-from grpo_jax.planner.arithmetic import caches, parameter_count, resident
+from grpo_jax.planner.arithmetic import caches, resident
 from grpo_jax.planner.compiled import Program, extrapolate, memory_asked_for
 from grpo_jax.planner.report import as_record
 
@@ -35,7 +36,7 @@ def job(mesh="fsdp:8", **changes) -> Job:
 def test_what_is_resident_is_counted_exactly():
   layer = 64 * (64 + 32 + 32) + 64 + 32 + 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64
   params = 2 * layer + 2 * 128 * 64 + 64
-  assert parameter_count(job()) == params
+  assert parameter_count(CONFIG) == params
   held = resident(job("data:8"))
   assert held.parameters == 4 * params and held.reference == 0
   assert held.optimizer == 2 * 4 * params + 2 * 4  # two moments, two counters
@@ -78,21 +79,20 @@ def test_caches_are_those_that_the_sampler_makes():
 
 def test_work_is_that_of_the_formula(monkeypatch):
   plan = make_plan(job(), H100, largest=False)
-  layer, kept = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96, 64 * (32 + 32)
-  # Two layers; in the last one of a prompt's other tokens only keys and values.
-  matrices = lambda whole, others: 2 * whole * layer + others * (layer + kept)
+  layer = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96
+  matrices = lambda tokens: 2 * tokens * layer  # two layers
   head = 128 * 64
   rotation = 2 * 2 * (CONFIG.head_dim // 2) ** 2  # cosines and sines by the identity: layers.stored
   attention = lambda rows, seen: 2 * 2 * rows * seen * 64  # two products, one layer
   local = 2  # prompts on a device
-  prompt = attention(32, 32) + attention(1, 32)
-  prefill = local * (2 * (matrices(1, 31) + head) + prompt + 32 * rotation)
+  prompt = 2 * attention(32, 32)
+  prefill = local * (2 * (matrices(32) + head) + prompt + 32 * rotation)
   assert plan.phases["prefill"].flops == pytest.approx(prefill)
   steps = 9 - 1
-  decode = local * 4 * steps * (2 * (matrices(1, 0) + head) + 2 * attention(1, 32 + 8) + rotation)
+  decode = local * 4 * steps * (2 * (matrices(1) + head) + 2 * attention(1, 32 + 8) + rotation)
   assert plan.phases["decode"].flops == pytest.approx(decode)
   own = 2 * attention(4 * 8, 32 + 8)
-  forward = 2 * (matrices(1 + 4 * 8, 31) + 4 * 9 * head) + prompt + own
+  forward = 2 * (matrices(32 + 4 * 8) + 4 * 9 * head) + prompt + own
   assert plan.phases["update"].flops == pytest.approx(local * 3 * forward, rel=0.002)
   # In several pieces, the logits are computed again.
   monkeypatch.setattr("grpo_jax.models.logprobs.CHUNK_BYTES", 4 * local * 12 * 128)
@@ -103,11 +103,15 @@ def test_work_is_that_of_the_formula(monkeypatch):
 def test_weights_are_gathered_once_for_decoding_or_for_every_token():
   apart = dataclasses.replace(GRPO, gather_weights=False)
   once, always = (make_plan(job(grpo=grpo), H100, largest=False) for grpo in (GRPO, apart))
-  weights = 2 * parameter_count(job())
+  weights = 2 * parameter_count(CONFIG)
   assert once.phases["decode"].sent_bytes == 0
   assert always.phases["decode"].sent_bytes == pytest.approx((9 - 1) * weights * 7 / 8)
   assert once.estimated[0] >= weights  # bfloat16, whole
-  assert once.phases["prefill"] == always.phases["prefill"]
+  # The prompts' own pass gathers them in any case, a layer at a time.
+  sent = lambda plan: plan.phases["prefill"].sent_bytes
+  layers = 2 * 2 * layer_count(CONFIG)
+  assert sent(always) == pytest.approx(weights * 7 / 8)
+  assert sent(once) == pytest.approx((weights + layers) * 7 / 8)
 
 
 def test_larger_batches_that_fit_are_found():
@@ -231,8 +235,9 @@ def test_messages_of_decoding_are_told_from_those_before(compiled):
   sample = compiled["fsdp:8"]["sample"]
   before, all_sent = sample["sent_before"], sum(sent for _, sent in sample["sent"].values())
   weights = compiled["fsdp:8"]["resident"]["parameters"] * 7  # each device sends what others lack
-  # Weights are gathered once, for the prompts and for all of decoding; tokens are sent in the loop.
-  assert before == pytest.approx(weights, rel=0.1) and before < all_sent
+  # The prompts' pass gathers weights, decoding its layers'; tokens are sent in the loop.
+  layers = 4 * (weights // 4 // 7 * 8 - 2 * 512 * 128) // 8 * 7
+  assert before == pytest.approx(weights + layers, rel=0.1) and before < all_sent
 
 
 @pytest.mark.slow
