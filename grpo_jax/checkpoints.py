@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from grpo_jax import hosts
@@ -41,6 +43,7 @@ class Checkpoints:
     self._written = threading.Event()  # orbax is done with all that was saved
     self._manager = ocp.CheckpointManager(
       self._dir,
+      item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(
           [
@@ -139,6 +142,8 @@ class Checkpoints:
   def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint into the shapes, dtypes and shardings of `like`.
 
+    One of version 0.1, which stored each layer for itself, is stacked on the way.
+
     Args:
       step: from `newest_good`.
       like: a state of the same run, with the sharding that is wanted now.
@@ -147,11 +152,14 @@ class Checkpoints:
       ValueError: the checkpoint holds other arrays than `like`.
     """
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
+    by_layer = "layers_0" in self._manager.item_metadata(step)["state"]["params"]  # as 0.1 wrote it
+    if by_layer:
+      shapes = layers_apart(shapes)
     read = self._manager.restore(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()),
     )
-    stored = read["state"]
+    stored = layers_together(read["state"], _storable(like)) if by_layer else read["state"]
     key = jax.random.wrap_key_data(stored["key"], impl=jax.random.key_impl(like.key))
     return TrainState(stored["params"], stored["opt_state"], stored["step"], key), read["meta"]
 
@@ -212,3 +220,57 @@ def _storable(state: TrainState) -> dict[str, Any]:
     "step": state.step,
     "key": jax.random.key_data(state.key),
   }
+
+
+def layers_apart(shapes: Any) -> Any:
+  """Cuts `{"layers": {..: [N, ..]}}` anywhere in a tree of shapes into N, as 0.1 stored them.
+
+  Args:
+    shapes: a tree of `jax.ShapeDtypeStruct`, each with its sharding or without one.
+
+  Returns:
+    The same tree with `{"layers_0": {..: [..]}, "layers_1": ..}` in those places.
+  """
+
+  def cut(leaf):
+    place = leaf.sharding
+    if isinstance(place, NamedSharding):
+      place = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
+
+  def apart(part):
+    if not _has_layers(part):
+      return part
+    stack = part["layers"]
+    names = [f"layers_{n}" for n in range(jax.tree.leaves(stack)[0].shape[0])]
+    rest = {name: x for name, x in part.items() if name != "layers"}
+    return rest | {name: jax.tree.map(cut, stack) for name in names}
+
+  return jax.tree.map(apart, shapes, is_leaf=_has_layers)
+
+
+def layers_together(stored: Any, like: Any) -> Any:
+  """Stacks what was read in the shapes of `layers_apart`, placed as in `like`.
+
+  Each layer's arrays are deleted once they are stacked, so one leaf at most is there twice.
+  """
+
+  def stack(leaf, *layers):
+    stacked = jax.jit(lambda *x: jnp.stack(x), out_shardings=leaf.sharding)(*layers)
+    stacked.block_until_ready()
+    for layer in layers:
+      layer.delete()
+    return stacked
+
+  def together(wanted, part):
+    if not _has_layers(wanted):
+      return part
+    names = sorted((name for name in part if name not in wanted), key=lambda x: int(x[7:]))
+    rest = {name: x for name, x in part.items() if name in wanted}
+    return rest | {"layers": jax.tree.map(stack, wanted["layers"], *(part[n] for n in names))}
+
+  return jax.tree.map(together, like, stored, is_leaf=_has_layers)
+
+
+def _has_layers(part: Any) -> bool:
+  return isinstance(part, dict) and "layers" in part
