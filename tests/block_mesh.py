@@ -15,7 +15,7 @@ import jax  # isort: skip  # mesh_step, a script beside this one, settles the de
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from grpo_jax.models import blockwise, completion_logprobs
+from grpo_jax.models import attention, blockwise, completion_logprobs
 from grpo_jax.planner.hlo import by_kind, collectives
 from grpo_jax.sharding import batch_sharding, make_mesh, split_parameters
 
@@ -42,7 +42,7 @@ def main(out: str, text: str) -> None:
       grads, logp = jax.grad(total, has_aux=True)(params)
       return logp, split_parameters(CONFIG, grads)
 
-  blockwise.BLOCK_KEYS, blockwise.BLOCK_SCORES = 4, 32
+  blockwise.BLOCK_SCORES, attention.BLOCK_ROWS = 120, 4
   found = {}
   for name, limit in (("plain", blockwise.DENSE_SCORES), ("blocks", 0)):
     blockwise.DENSE_SCORES = limit

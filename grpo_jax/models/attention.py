@@ -49,12 +49,10 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   Returns:
     [P, S, Q * H].
   """
-  if not blockwise.prompt_in_blocks(q):
-    return _over_prompts(_attend_prompt, q, kv, mask)
-  in_blocks = functools.partial(_over_prompts, blockwise.attend_prompt)
-  if not splash.suits(q, kv):
-    return in_blocks(q, kv, mask)
-  return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=in_blocks)
+  plain = functools.partial(_over_prompts, _attend_prompt)
+  if not (blockwise.prompt_in_blocks(q) and splash.suits(q, kv)):
+    return plain(q, kv, mask)
+  return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=plain)
 
 
 def attend_completion(
@@ -76,7 +74,7 @@ def attend_completion(
     [P, G, T, Q * H].
   """
   in_blocks = blockwise.completion_in_blocks(q, prompt, own)
-  attend = blockwise.attend_completion if in_blocks else _attend_completion
+  attend = _attend_completion_in_blocks if in_blocks else _attend_completion
   return _over_prompts(functools.partial(attend, own_mask=own_mask), q, prompt, own, prompt_mask)
 
 
@@ -95,14 +93,24 @@ def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
 
   Scores of hidden keys cost as much as others; four blocks are left with five eighths of them all.
   """
-  length = q.shape[0]
-  rows = -(-length // max(1, min(MOST_BLOCKS, length // BLOCK_ROWS)))
+  length, heads, _ = q.shape
+  long = blockwise.prompt_in_blocks(q[None])
+  rows = -(-length // max(1, min(MOST_BLOCKS * (1 + long), length // BLOCK_ROWS)))
   parts = []
   for start in range(0, length, rows):
     end = min(start + rows, length)
-    seen = (jnp.arange(end) <= jnp.arange(start, end)[:, None]) & mask[:end]
-    parts.append(_attend_seen(q[start:end], LayerKV(kv.k[..., :end], kv.v[:, :end]), seen))
+    keys, place = LayerKV(kv.k[..., :end], kv.v[:, :end]), jnp.arange(start, end)
+    if long:
+      block = (heads * end, keys, mask[:end], q[start:end], place)
+      parts.append(blockwise.in_blocks(_attend_past, *block))
+    else:
+      parts.append(_attend_past(keys, mask[:end], q[start:end], place))
   return jnp.concatenate(parts)
+
+
+def _attend_past(kv: LayerKV, real: jax.Array, q: jax.Array, place: jax.Array) -> jax.Array:
+  """Attention of rows [M, Q, H] at `place` [M] to the real ones of N keys, up to each row's own."""
+  return _attend_seen(q, kv, (jnp.arange(real.size) <= place[:, None]) & real)
 
 
 def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
@@ -118,6 +126,24 @@ def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
   out = jnp.einsum("kmn,knh->kmh", weights.astype(q.dtype).reshape(kv_heads, -1, keys), kv.v)
   out = (out / total).astype(q.dtype)
   return jnp.moveaxis(out.reshape(kv_heads, -1, rows, width), 2, 0).reshape(rows, heads * width)
+
+
+def _attend_completion_in_blocks(
+  q: jax.Array, prompt: LayerKV, own: LayerKV, prompt_mask: Array, own_mask: jax.Array
+) -> jax.Array:
+  """One completion at a time, and of each some rows at a time."""
+  scores = q.shape[2] * (prompt.v.shape[1] + own_mask.shape[1])
+
+  def rows_of_one(shared, prompt_mask, q, seen):
+    prompt, own = shared
+    alone = jax.tree.map(lambda x: x[None], own)
+    return _attend_completion(q[None], prompt, alone, prompt_mask, seen)[0]
+
+  def one(completion):
+    q, own = completion
+    return blockwise.in_blocks(rows_of_one, scores, (prompt, own), prompt_mask, q, own_mask)
+
+  return lax.map(one, (q, own))
 
 
 def _attend_completion(

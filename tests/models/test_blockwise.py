@@ -1,4 +1,4 @@
-"""Attention in blocks: equal to the plain one in both passes, in memory that grows with S."""
+"""Attention in blocks of rows: the plain one in both passes, in memory that grows with S."""
 
 from __future__ import annotations
 
@@ -25,10 +25,21 @@ P, G, Q, H = 2, 3, 4, 8
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  """Blocks of 5 keys and a few rows, so that short arrays make many, the last ones not full."""
-  monkeypatch.setattr(blockwise, "BLOCK_KEYS", 5)
-  monkeypatch.setattr(blockwise, "BLOCK_SCORES", 70)
+  """Blocks of a few rows, so that short arrays make many, the last ones not full."""
+  monkeypatch.setattr(blockwise, "BLOCK_SCORES", 200)
   monkeypatch.setattr(blockwise, "DENSE_SCORES", 0)
+  monkeypatch.setattr(attention, "BLOCK_ROWS", 5)
+
+
+def plain(function):
+  """The same function, traced as for short sequences: the reference."""
+
+  def call(*args):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(blockwise, "DENSE_SCORES", 2**40)
+      return function(*args)
+
+  return call
 
 
 def draw(seed, *shapes):
@@ -71,10 +82,11 @@ def test_prompts_attend_as_in_the_reference(kv_heads, length):
   mask = prompt_mask(length)
   seen = jnp.cumsum(mask, axis=1) > 0  # what others see are meaningless numbers: left out
   cotangent *= seen[..., None]
-  over = lambda f: (
-    lambda q, k, v: jnp.where(seen[..., None], attention._over_prompts(f, q, cached(k, v), mask), 0)
+  attend = lambda q, k, v: jnp.where(
+    seen[..., None], attention.attend_prompt(q, cached(k, v), mask), 0
   )
-  assert_same(over(blockwise.attend_prompt), over(attention._attend_prompt), (q, k, v), cotangent)
+  assert "scan" in str(jax.make_jaxpr(attend)(q, k, v))
+  assert_same(attend, plain(attend), (q, k, v), cotangent)
 
 
 @pytest.mark.parametrize("kv_heads, length", [(1, 7), (2, 11), (4, 2)])
@@ -89,67 +101,72 @@ def test_completions_attend_as_in_the_reference(kv_heads, length):
   )
   mask = prompt_mask(prompt)
   causal = jnp.tril(jnp.ones((length, length), bool))
-  over = lambda f: (
-    lambda q, k, v, own_k, own_v: attention._over_prompts(
-      lambda *args: f(*args, own_mask=causal), q, cached(k, v), cached(own_k, own_v), mask
-    )
+  attend = lambda q, k, v, own_k, own_v: attention.attend_completion(
+    q, cached(k, v), cached(own_k, own_v), mask, causal
   )
-  assert_same(
-    over(blockwise.attend_completion),
-    over(attention._attend_completion),
-    (q, k, v, own_k, own_v),
-    cotangent,
-  )
+  assert "scan" in str(jax.make_jaxpr(attend)(q, k, v, own_k, own_v))
+  assert_same(attend, plain(attend), (q, k, v, own_k, own_v), cotangent)
 
 
 def test_tokens_of_a_cache_attend_as_in_the_reference():
   """Two tokens whose own cache is longer than they are, as in decoding several at once."""
-  q, k, v, own_k, own_v = draw(0, (G, 2, Q, H), *[(2, 9, H)] * 2, *[(G, 2, 8, H)] * 2)
+  q, k, v, own_k, own_v = draw(0, (1, G, 2, Q, H), *[(1, 2, 9, H)] * 2, *[(1, G, 2, 8, H)] * 2)
   own_mask = jnp.arange(8) <= jnp.array([[3], [4]])
-  args = (q, cached(k, v), cached(own_k, own_v), jnp.arange(9) > 2, own_mask)
-  found, wanted = jax.jit(
-    lambda: (blockwise.attend_completion(*args), attention._attend_completion(*args))
-  )()
+  args = (q, cached(k, v), cached(own_k, own_v), jnp.arange(9)[None] > 2, own_mask)
+  attend = attention.attend_completion
+  found, wanted = jax.jit(lambda: (attend(*args), plain(attend)(*args)))()
   np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_prompt_without_real_tokens_is_finite_and_unseen():
+def test_a_prompt_without_real_tokens_is_finite():
   length = 12
-  q, k, v = draw(1, (length, Q, H), *[(2, length, H)] * 2)
-  own = cached(*draw(2, *[(G, 2, 4, H)] * 2))
-  nothing, causal = jnp.zeros(length, bool), jnp.tril(jnp.ones((4, 4), bool))
+  q, k, v = draw(1, (1, length, Q, H), *[(1, 2, length, H)] * 2)
+  own = cached(*draw(2, *[(1, G, 2, 4, H)] * 2))
+  nothing, causal = jnp.zeros((1, length), bool), jnp.tril(jnp.ones((4, 4), bool))
 
   @jax.jit
   def run():
-    alone = lambda q, k, v: blockwise.attend_prompt(q, cached(k, v), nothing)
+    alone = lambda q, k, v: attention.attend_prompt(q, cached(k, v), nothing)
     out, pull = jax.vjp(alone, q, k, v)
-    both = lambda f: f(q.reshape(G, 4, Q, H), cached(k, v), own, nothing, causal)
-    completions = both(blockwise.attend_completion), both(attention._attend_completion)
-    return (out, *pull(jnp.ones_like(out))), completions
+    both = lambda: attention.attend_completion(
+      q.reshape(1, G, 4, Q, H), cached(k, v), own, nothing, causal
+    )
+    return (out, *pull(jnp.ones_like(out))), (both(), plain(both)())
 
-  zeros, (found, wanted) = run()
-  assert not any(np.any(x) for x in zeros)
+  alone, (found, wanted) = run()
+  assert all(np.isfinite(x).all() for x in alone)
   np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_bfloat16_is_as_close_to_float32_as_the_reference_is():
   length = 40
-  exact = draw(3, (length, Q, H), *[(2, length, H)] * 2)
+  exact = draw(3, (1, length, Q, H), *[(1, 2, length, H)] * 2)
   rough = [x.astype(jnp.bfloat16) for x in exact]
-  mask = jnp.arange(length) >= 3
-  run = lambda f, x: np.asarray(jax.jit(f)(x[0], cached(*x[1:]), mask), np.float32)[3:]
-  wanted = run(attention._attend_prompt, exact)
+  mask = jnp.arange(length)[None] >= 3
+  attend = lambda q, k, v: attention.attend_prompt(q, cached(k, v), mask)
+  run = lambda f, x: np.asarray(jax.jit(f)(*x), np.float32)[0, 3:]
+  wanted = run(plain(attend), exact)
   error = lambda f: np.sqrt(np.mean((run(f, rough) - wanted) ** 2))
-  assert error(blockwise.attend_prompt) < 1.2 * error(attention._attend_prompt)
+  assert error(attend) < 1.2 * error(plain(attend))
 
 
-def test_blocks_in_the_future_are_not_visited():
-  q, k = jnp.zeros((4, 1, 6, H)), jnp.zeros((3, 1, 4, H))  # 12 tokens of two rows each
-  i, j = blockwise._pairs(q, k, rows_per_key=2)
-  assert list(zip(i.tolist(), j.tolist(), strict=True)) == [
-    (0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2),
-  ]  # fmt: skip
-  assert len(blockwise._pairs(q, k, rows_per_key=0)[0]) == 12
+def test_rows_come_in_even_blocks():
+  (weights,) = draw(6, (7, 3))
+  rows, scale, known = jnp.arange(119.0).reshape(17, 7) / 100, jnp.arange(17) % 3, jnp.arange(3) > 0
+  sizes = []
+
+  def attend(weights, known, rows, scale):
+    sizes.append(rows.shape[0])
+    return jnp.where(known, jnp.sin(rows @ weights), 0) * scale[:, None]
+
+  # 200 // 40 = 5 rows at most: 4 blocks, the last one filled up.
+  both = lambda f: jax.vjp(f, weights, rows)
+  found, pull = both(lambda w, r: blockwise.in_blocks(attend, 40, w, known, r, scale))
+  assert set(sizes) == {5}
+  wanted, reference = both(lambda w, r: attend(w, known, r, scale))
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  for x, y in zip(pull(wanted), reference(wanted), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_short_sequences_keep_the_plain_program(monkeypatch):
@@ -201,7 +218,7 @@ def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
   over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, cached(k, v), mask), 0)
   assert_same(
     over(functools.partial(splash.attend_prompt, interpret=True)),
-    over(functools.partial(attention._over_prompts, attention._attend_prompt)),
+    over(plain(attention.attend_prompt)),
     (q, k, v),
     jnp.where(mask[..., None], cotangent, 0),
   )
