@@ -18,6 +18,8 @@ from grpo_jax.models import blockwise, splash
 from grpo_jax.models.kv_cache import LayerKV
 from grpo_jax.types import Array
 
+# How many tokens back one sees, itself included: all (None), a number, or one of the layer scanned.
+Window = int | jax.Array | None
 # Finite, so that a row without any visible key (padding) gives finite garbage and no NaN gradient.
 MASKED = -1e30
 # How a prompt's rows are cut: a block is worth its own products from some length on, and each adds
@@ -38,21 +40,24 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
+def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, window: Window = None) -> jax.Array:
   """Causal self-attention of the prompts.
 
   Args:
     q: [P, S, Q, H].
     kv: keys [P, K, H, S] and values [P, K, S, H].
     mask: [P, S] bool, real tokens.
+    window: how many tokens back each one sees, itself included; None sees all. Real tokens lie
+      side by side, so that places tell distances.
 
   Returns:
     [P, S, Q * H].
   """
-  plain = functools.partial(_over_prompts, _attend_prompt)
-  if not (blockwise.prompt_in_blocks(q) and splash.suits(q, kv)):
+  plain = functools.partial(_over_prompts, functools.partial(_attend_prompt, window=window))
+  if isinstance(window, jax.Array) or not (blockwise.prompt_in_blocks(q) and splash.suits(q, kv)):
     return plain(q, kv, mask)
-  return lax.platform_dependent(q, kv, mask, tpu=splash.attend_prompt, default=plain)
+  kernel = functools.partial(splash.attend_prompt, window=window)
+  return lax.platform_dependent(q, kv, mask, tpu=kernel, default=plain)
 
 
 def attend_completion(
@@ -67,7 +72,7 @@ def attend_completion(
     q: [P, G, T, Q, H].
     prompt: keys [P, K, H, S] and values [P, K, S, H].
     own: keys [P, G, K, H, T'] and values [P, G, K, T', H].
-    prompt_mask: [P, S] bool, real tokens.
+    prompt_mask: [P, S] bool, real tokens, or [P, T, S], those that each token sees.
     own_mask: [T, T'] bool, which of its own tokens each one sees.
 
   Returns:
@@ -88,7 +93,7 @@ def _over_prompts(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   return function(*jax.tree.map(lambda x: x[0], args))[None]
 
 
-def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
+def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, window: Window = None) -> jax.Array:
   """In a few blocks of rows, each with the keys up to its own last: most of the future is left out.
 
   Scores of hidden keys cost as much as others; four blocks are left with five eighths of them all.
@@ -99,18 +104,31 @@ def _attend_prompt(q: jax.Array, kv: LayerKV, mask: Array) -> jax.Array:
   parts = []
   for start in range(0, length, rows):
     end = min(start + rows, length)
-    keys, place = LayerKV(kv.k[..., :end], kv.v[:, :end]), jnp.arange(start, end)
-    if long:
-      block = (heads * end, keys, mask[:end], q[start:end], place)
-      parts.append(blockwise.in_blocks(_attend_past, *block))
-    else:
-      parts.append(_attend_past(keys, mask[:end], q[start:end], place))
+    first = max(0, start + 1 - window) if isinstance(window, int) else 0
+    keys = LayerKV(kv.k[..., first:end], kv.v[:, first:end])
+    real = jnp.asarray(mask[first:end])
+    args = (keys, (real, window), q[start:end], jnp.arange(start, end) - first)
+    attended = (
+      blockwise.in_blocks(_attend_past, heads * (end - first), *args)
+      if long
+      else _attend_past(*args)
+    )
+    parts.append(attended)
   return jnp.concatenate(parts)
 
 
-def _attend_past(kv: LayerKV, real: jax.Array, q: jax.Array, place: jax.Array) -> jax.Array:
+def _attend_past(
+  kv: LayerKV, known: tuple[jax.Array, Window], q: jax.Array, place: jax.Array
+) -> jax.Array:
   """Attention of rows [M, Q, H] at `place` [M] to the real ones of N keys, up to each row's own."""
-  return _attend_seen(q, kv, (jnp.arange(real.size) <= place[:, None]) & real)
+  real, window = known
+  back = place[:, None] - jnp.arange(real.size)
+  return _attend_seen(q, kv, in_window(back, window) & real)
+
+
+def in_window(back: jax.Array, window: Window) -> jax.Array:
+  """Which tokens, so many places `back`, are seen: none later, none beyond the window."""
+  return back >= 0 if window is None else (back >= 0) & (back < window)
 
 
 def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
@@ -134,14 +152,18 @@ def _attend_completion_in_blocks(
   """One completion at a time, and of each some rows at a time."""
   scores = q.shape[2] * (prompt.v.shape[1] + own_mask.shape[1])
 
-  def rows_of_one(shared, prompt_mask, q, seen):
+  by_row = prompt_mask.ndim > 1
+
+  def rows_of_one(shared, known, q, seen):
     prompt, own = shared
     alone = jax.tree.map(lambda x: x[None], own)
-    return _attend_completion(q[None], prompt, alone, prompt_mask, seen)[0]
+    return _attend_completion(q[None], prompt, alone, seen[1] if by_row else known, seen[0])[0]
 
   def one(completion):
     q, own = completion
-    return blockwise.in_blocks(rows_of_one, scores, (prompt, own), prompt_mask, q, own_mask)
+    masks = (None, (own_mask, prompt_mask)) if by_row else (prompt_mask, (own_mask,))
+    known, seen = masks
+    return blockwise.in_blocks(rows_of_one, scores, (prompt, own), known, q, seen)
 
   return lax.map(one, (q, own))
 
@@ -158,8 +180,13 @@ def _attend_completion(
   near_q = q.transpose(0, 2, 1, 3, 4).reshape(group, kv_heads, -1, width)
   far = jnp.einsum("kmh,khs->kms", far_q, prompt.k, preferred_element_type=jnp.float32)
   near = jnp.einsum("gkmh,gkhu->gkmu", near_q, own.k, preferred_element_type=jnp.float32)
-  far = jnp.where(prompt_mask, far, MASKED)
-  own_mask = jnp.repeat(own_mask, heads // kv_heads, axis=0)  # a row for each of T * R queries
+  each = lambda mask: jnp.repeat(mask, heads // kv_heads, axis=0)  # a row for each of T * R queries
+  if prompt_mask.ndim > 1:
+    by_row = far.reshape(kv_heads, group, -1, far.shape[-1])
+    far = jnp.where(each(prompt_mask), by_row, MASKED).reshape(far.shape)
+  else:
+    far = jnp.where(prompt_mask, far, MASKED)
+  own_mask = each(own_mask)
   near = jnp.where(own_mask, near, MASKED)
 
   far_rows = lambda x: x.reshape(kv_heads, group, -1, *x.shape[2:])  # [K, G, T * R]

@@ -37,6 +37,8 @@ class DecoderConfig:
     attention_bias: q, k and v have biases.
     output_bias: the attention's output projection has one too.
     qk_norm: RMSNorm on every query and key head (Qwen3).
+    windows: for each layer how many tokens back it attends to, itself included; 0 is all. Empty
+      when all layers attend to everything.
     max_position_embeddings: longest context in tokens that the checkpoint is made for.
     dtype: compute dtype; norms, RoPE, softmax and losses stay float32.
     model_type: the Hugging Face family that `to_hf` writes.
@@ -60,6 +62,7 @@ class DecoderConfig:
   attention_bias: bool = True
   output_bias: bool = False
   qk_norm: bool = False
+  windows: tuple[int, ...] = ()
   max_position_embeddings: int = 32768
   dtype: Dtype = "float32"
   model_type: str = "qwen2"
@@ -89,10 +92,17 @@ class DecoderConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even width")
+    if self.windows and (len(self.windows) != self.num_layers or min(self.windows) < 0):
+      raise ValueError(f"windows={self.windows}; expected {self.num_layers}, none of them negative")
     if self.dtype not in get_args(Dtype):
       raise ValueError(f"dtype is {self.dtype!r}; {_one_of(get_args(Dtype))}")
     if self.model_type not in ARCHITECTURES:
       raise ValueError(f"model_type {self.model_type!r} is not supported; {_one_of(ARCHITECTURES)}")
+
+  @property
+  def layer_windows(self) -> tuple[int, ...]:
+    """The window of each layer, 0 where it attends to everything."""
+    return self.windows or (0,) * self.num_layers
 
   @classmethod
   def from_hf(cls, hf: Mapping[str, Any]) -> DecoderConfig:
@@ -125,6 +135,7 @@ class DecoderConfig:
         attention_bias=family == "qwen2" or biases,
         output_bias=biases,
         qk_norm=family == "qwen3",
+        windows=_read_windows(hf, family),
         max_position_embeddings=_longest(hf, family),
         model_type=family,
         eos_token_ids=token_ids(hf.get("eos_token_id")),
@@ -161,17 +172,21 @@ class DecoderConfig:
     }
     if self.rope_scaling is not None:
       hf["rope_scaling"] = self.rope_scaling.to_hf()
+    window = max(self.layer_windows)
     if self.model_type in ("qwen2", "qwen3"):
-      hf |= {"use_sliding_window": False, "sliding_window": None}
-      hf["max_window_layers"] = self.num_layers
+      hf |= {"use_sliding_window": window > 0, "sliding_window": window or None}
+      hf["max_window_layers"] = self.layer_windows.index(window) if window else self.num_layers
     if self.model_type == "mistral":
-      hf["sliding_window"] = None
+      hf["sliding_window"] = window or None
+    elif window:
+      kinds = {True: "sliding_attention", False: "full_attention"}
+      hf["layer_types"] = [kinds[each > 0] for each in self.layer_windows]
     if self.model_type in ("llama", "qwen3"):
       hf["attention_bias"] = self.attention_bias
     if self.model_type == "llama":
       hf["mlp_bias"] = False
     wanted = DecoderConfig.from_hf(hf)
-    for field in ("attention_bias", "output_bias", "qk_norm"):
+    for field in ("attention_bias", "output_bias", "qk_norm", "windows"):
       if getattr(wanted, field) != getattr(self, field):
         value = getattr(self, field)
         raise ValueError(f"{self.model_type} checkpoints cannot have {field}={value}")
@@ -196,20 +211,28 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
   # transformers honours this in every family: embedding models made of a decoder see both ways.
   if hf.get("is_causal") is False:
     raise ValueError("the checkpoint sets is_causal=false; this decoder's attention is causal only")
+  if others := sorted(set(hf.get("layer_types") or ()) - {"full_attention", "sliding_attention"}):
+    raise ValueError(f"the checkpoint has {', '.join(others)} layers, which this decoder does not")
+  if family == "llama" and "sliding_attention" in (hf.get("layer_types") or ()):
+    raise ValueError("the checkpoint uses a sliding window, which Llama models do not have")
+
+
+def _read_windows(hf: Mapping[str, Any], family: str) -> tuple[int, ...]:
+  """Each layer's window, as transformers reads it; one that the context never fills is none."""
+  layers = hf["num_hidden_layers"]
   # transformers takes a missing key for a window of 4,096 tokens.
   window = hf.get("sliding_window", 4096)
-  if family == "mistral":
-    used = window is not None and window < hf.get("max_position_embeddings", 131072)
+  if family == "llama" or window is None or window >= _longest(hf, family):
+    return ()
+  if family in ("qwen2", "qwen3"):
+    if not hf.get("use_sliding_window"):
+      return ()
+    slides = [n >= hf.get("max_window_layers", 28) for n in range(layers)]
   else:
-    used = bool(hf.get("use_sliding_window")) and window is not None
-    used = used and hf.get("max_window_layers", 28) < hf.get("num_hidden_layers", 0)
-  kinds = set(hf.get("layer_types") or ()) - {"full_attention"}
-  if others := sorted(kinds - {"sliding_attention"}):
-    raise ValueError(f"the checkpoint has {', '.join(others)} layers, which this decoder does not")
-  if used or kinds:
-    raise ValueError(
-      f"the checkpoint uses a sliding window ({window} tokens), which this decoder does not have"
-    )
+    slides = [True] * layers
+  if types := hf.get("layer_types"):
+    slides = [kind == "sliding_attention" for kind in types]
+  return tuple(window * slid for slid in slides) if any(slides) else ()
 
 
 def _longest(hf: Mapping[str, Any], family: str) -> int:

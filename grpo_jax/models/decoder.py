@@ -29,10 +29,11 @@ from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
 from grpo_jax.models.layers import PRODUCT, RMSNorm, stored
 from grpo_jax.models.parameters import Params, in_compute_dtype
 from grpo_jax.models.rope import rope_frequencies
-from grpo_jax.models.transformer_layer import Row, apply_layer
+from grpo_jax.models.transformer_layer import Row, apply_layer, positions_of
 from grpo_jax.placement import looked_up, split_prompts
 from grpo_jax.types import Array
 
+EVERYTHING = 2**30  # a window that no sequence fills
 # What of a layer the backward pass computes again: nothing, all but the products with weights, all.
 Remat = Literal["none", "dots", "layers"]
 
@@ -53,15 +54,20 @@ def _trunk(
     values, stacked.
   """
   x, rope = _embed(config, params, tokens, row)
+  windows = config.layer_windows
+  # Layers that differ have their windows scanned with their weights: one body for all of them.
+  alike = len(set(windows)) == 1
+  scanned = None if alike else jnp.array([window or EVERYTHING for window in windows])
 
-  def body(x, layer):
-    x, prompt, _ = apply_layer(config, layer, x, rope, row)
+  def body(x, given):
+    layer, window = given
+    x, prompt, _ = apply_layer(config, windows[0] or None, layer, x, rope, row, window)
     return split_prompts(x), prompt if caching else None
 
   if remat != "none":
     kept = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
     body = jax.checkpoint(body, policy=kept, prevent_cse=False)
-  return lax.scan(body, x, in_compute_dtype(config, params["layers"]))
+  return lax.scan(body, x, (in_compute_dtype(config, params["layers"]), scanned))
 
 
 def _embed(config: DecoderConfig, params: Params, tokens: Array, row: Row):
@@ -84,11 +90,6 @@ def _last_real(x: jax.Array, mask: Array) -> jax.Array:
   """Of x [P, S, D] each prompt's last real token, [P, 1, D]."""
   last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
   return jnp.take_along_axis(x, last[:, None, None], axis=1)
-
-
-def positions_of(mask: Array) -> jax.Array:
-  """RoPE positions [.., L] int32 of a mask [.., L]: the n-th real token is at n, on either side."""
-  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
 
 
 def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:
@@ -161,12 +162,12 @@ def decode_step(
   """
   group = tokens.shape[1]
   positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
-  seen = (jnp.arange(own[0].v.shape[3]) <= step)[None]
-  row = Row(0, group, positions, prompt.mask, seen)
+  row = Row(0, group, positions, prompt.mask, jnp.asarray(step, jnp.int32)[None])
   x, rope = _embed(config, params, tokens, row)
   written = []
-  for layer, given, mine in zip(params["layers"], prompt.layers, own, strict=True):
-    x, _, mine = apply_layer(config, layer, x, rope, row, given, mine, step)
+  each = zip(params["layers"], config.layer_windows, prompt.layers, own, strict=True)
+  for layer, window, given, mine in each:
+    x, _, mine = apply_layer(config, window or None, layer, x, rope, row, None, given, mine)
     x = split_prompts(x)
     written.append(mine)
   return _normed(config, params, x), tuple(written)
@@ -205,7 +206,7 @@ def completion_hidden(
     group if length > 1 else 0,
     jnp.concatenate([positions_of(prompt_mask), own_positions], axis=1),
     prompt_mask,
-    jnp.tril(jnp.ones((length - 1, length - 1), bool)),
+    jnp.arange(length - 1),
   )
   tokens = jnp.concatenate([prompt_tokens, fed.astype(prompt_tokens.dtype)], axis=1)
   x, _ = _trunk(config, params, tokens, row, remat=remat)

@@ -31,13 +31,21 @@ def suits(q: jax.Array, kv: LayerKV) -> bool:
   return even and not (width % LANES or length % BLOCK)
 
 
-def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, *, interpret: bool = False) -> jax.Array:
+def attend_prompt(
+  q: jax.Array,
+  kv: LayerKV,
+  mask: Array,
+  *,
+  window: int | None = None,
+  interpret: bool = False,
+) -> jax.Array:
   """Causal self-attention of prompts whose shapes suit the kernel.
 
   Args:
     q: [P, S, Q, H].
     kv: keys [P, K, H, S] and values [P, K, S, H].
     mask: [P, S] bool, real tokens.
+    window: how many tokens back each one sees, itself included; None sees all.
     interpret: run in Pallas' interpreter, on any device.
 
   Returns:
@@ -48,8 +56,12 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, *, interpret: bool = F
 
   def local(q, k, v, mask):
     prompts, length, heads, width = q.shape
+    shape = (length, length)
+    seen: splash_attention.Mask = splash_attention.CausalMask(shape)
+    if window is not None:
+      seen = splash_attention.LocalMask(shape, (window - 1, 0), offset=0)
     kernel = splash_attention.make_splash_mha(
-      splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads),
+      splash_attention.MultiHeadMask([seen] * heads),
       block_sizes=splash_attention.BlockSizes(
         BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, BLOCK
       ),

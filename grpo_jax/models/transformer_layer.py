@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from grpo_jax.models.attention import attend_completion, attend_prompt, rotate
+from grpo_jax.models.attention import (
+  Window,
+  attend_completion,
+  attend_prompt,
+  in_window,
+  rotate,
+)
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import LayerKV, as_cached
 from grpo_jax.models.layers import Dense, RMSNorm
@@ -30,14 +36,14 @@ class Row:
     group: G (0 when the row holds a prompt only).
     positions: [P, L] int32, RoPE positions.
     prompt_mask: [P, S'] bool, real tokens of the prompt in the row or in the cache.
-    completion_mask: [T, T'] bool, which of its own tokens a completion token sees.
+    slots: [T] int32, the places of a completion's tokens in its own cache.
   """
 
   prompt: int = struct.field(pytree_node=False)
   group: int = struct.field(pytree_node=False)
   positions: jax.Array
   prompt_mask: Array
-  completion_mask: jax.Array | None = None
+  slots: jax.Array | None = None
 
 
 class Layer(nn.Module):
@@ -53,18 +59,22 @@ class Layer(nn.Module):
       self.q_norm, self.k_norm = norm(), norm()
     self.gate, self.up, self.down = (Dense() for _ in range(3))
 
-  def __call__(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+  def __call__(
+    self, x, rope, row: Row, window: Window, prompt: LayerKV | None, own: LayerKV | None
+  ):
     """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
     shape = x.shape
     # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
     x = x.reshape(-1, shape[-1])
-    attended, prompt, own = self.attention(self.attn_norm(x), rope, row, prompt, own, step)
+    attended, prompt, own = self.attention(self.attn_norm(x), rope, row, window, prompt, own)
     x = x + self.o(attended)
     h = self.mlp_norm(x)
     x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
     return x.reshape(shape), prompt, own
 
-  def attention(self, x, rope, row: Row, prompt: LayerKV | None, own: LayerKV | None, step):
+  def attention(
+    self, x, rope, row: Row, window: Window, prompt: LayerKV | None, own: LayerKV | None
+  ):
     """Maps tokens [P * L, D] to what they attend to [P * L, Q * H], and the keys and values."""
     c = self.config
     split = lambda y, heads: y.reshape(row.positions.shape[0], -1, heads, c.head_dim)
@@ -79,27 +89,56 @@ class Layer(nn.Module):
     parts = []
     if row.prompt:
       prompt = as_cached(k, v)
-      parts.append(attend_prompt(q, prompt, row.prompt_mask))
+      parts.append(attend_prompt(q, prompt, row.prompt_mask, window))
     if row.group:
       grouped = lambda y: y.reshape(y.shape[0], row.group, -1, *y.shape[2:])
       fresh = as_cached(grouped(own_k), grouped(own_v))
-      own = fresh if own is None else _write(own, fresh, step)
-      assert prompt is not None and row.completion_mask is not None  # a group continues something
-      out = attend_completion(grouped(own_q), prompt, own, row.prompt_mask, row.completion_mask)
+      assert prompt is not None and row.slots is not None  # a group continues something
+      own = fresh if own is None else _write(own, fresh, row.slots[0])
+      seen = in_window(row.slots[:, None] - jnp.arange(own.v.shape[3]), window)
+      out = attend_completion(grouped(own_q), prompt, own, _seen_prompt(row, window), seen)
       parts.append(out.reshape(out.shape[0], -1, out.shape[-1]))
     out = jnp.concatenate(parts, axis=1)
     return out.reshape(-1, out.shape[-1]), prompt, own
 
 
-def _write(cache: LayerKV, fresh: LayerKV, step: jax.Array) -> LayerKV:
-  """Puts one token's keys and values at slot `step` of every candidate."""
+def _seen_prompt(row: Row, window: Window) -> Array:
+  """What completions see of their prompt, as `attend_completion` takes it."""
+  if window is None:
+    return row.prompt_mask
+  first = row.positions[:, row.prompt :].reshape(len(row.positions), row.group, -1)[:, 0]  # [P, T]
+  back = first[..., None] - positions_of(row.prompt_mask)[:, None]
+  return in_window(back, window) & row.prompt_mask[:, None]
+
+
+def positions_of(mask: Array) -> jax.Array:
+  """RoPE positions [.., L] int32 of a mask [.., L]: the n-th real token is at n, on either side."""
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def _write(cache: LayerKV, fresh: LayerKV, slot: jax.Array) -> LayerKV:
+  """Puts one token's keys and values at a slot of every candidate's cache."""
   put = lambda old, new, axis: lax.dynamic_update_slice_in_dim(
-    old, new.astype(old.dtype), step, axis
+    old, new.astype(old.dtype), slot, axis
   )
   return LayerKV(put(cache.k, fresh.k, -1), put(cache.v, fresh.v, -2))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def apply_layer(config: DecoderConfig, params, x, rope, row, prompt=None, own=None, step=None):
-  """Calls `Layer` with its parameters, under `jit`: traced once, not again for each layer."""
-  return Layer(config).apply({"params": params}, x, rope, row, prompt, own, step)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_layer(
+  config: DecoderConfig,
+  window: int | None,
+  params,
+  x,
+  rope,
+  row,
+  scanned=None,
+  prompt=None,
+  own=None,
+):
+  """Calls `Layer` with its parameters, under `jit`: traced once, not again for each layer.
+
+  `scanned` is the layer's window where layers have different ones.
+  """
+  seen = window if scanned is None else scanned
+  return Layer(config).apply({"params": params}, x, rope, row, seen, prompt, own)

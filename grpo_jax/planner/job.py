@@ -81,7 +81,9 @@ class Job:
 
   def with_layers(self, layers: int) -> Job:
     """The same step of a decoder of that many layers."""
-    return dataclasses.replace(self, policy=dataclasses.replace(self.policy, num_layers=layers))
+    windows = self.policy.windows[:layers]
+    policy = dataclasses.replace(self.policy, num_layers=layers, windows=windows)
+    return dataclasses.replace(self, policy=policy)
 
   def with_prompts(self, prompts: int) -> Job:
     """The same step with that many prompts, all of them in one backward pass."""

@@ -14,22 +14,27 @@ P, Q, K, H = 2, 4, 2, 8
 
 
 @pytest.mark.parametrize("length", [12, 13, 15])
-@pytest.mark.parametrize("block_rows", [1, 3, 5, 128])
-def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows):
+@pytest.mark.parametrize(("block_rows", "window"), [(1, None), (3, 4), (5, None), (128, 4)])
+def test_prompts_attend_as_the_reference_does(monkeypatch, length, block_rows, window):
   monkeypatch.setattr(attention, "BLOCK_ROWS", block_rows)
   rng = np.random.default_rng(length)
   q, k, v, weights = (
     jnp.asarray(rng.normal(size=(P, length, heads, H)), jnp.float32) for heads in (Q, K, K, Q)
   )
   real = jnp.stack([jnp.arange(length) >= 2, jnp.arange(length) < length - 4])
-  used = (jnp.cumsum(real, axis=1) > 0)[..., None, None]  # rows that see anything
+  back = jnp.arange(length)[:, None] - jnp.arange(length)
+  seen = (back >= 0) & (back < (window or length)) & real[:, None]
+  used = seen.any(-1)[..., None, None]  # rows that see anything
   weights = jnp.where(used, weights, 0.0)
 
   def ours(q, k, v):
-    return attention.attend_prompt(q, as_cached(k, v), real).reshape(q.shape)
+    return attention.attend_prompt(q, as_cached(k, v), real, window).reshape(q.shape)
 
   def wanted(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None], is_causal=True)
+    near = window and (window - 1, 0)
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=real[:, None, None], is_causal=True, local_window_size=near
+    )
 
   def with_gradients(function):
     out, pull = jax.vjp(function, q, k, v)

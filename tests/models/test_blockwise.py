@@ -74,23 +74,26 @@ def prompt_mask(length):
   return jnp.stack([jnp.arange(length) >= 4, jnp.arange(length) < length - 6])
 
 
-@pytest.mark.parametrize("kv_heads, length", [(1, 13), (2, 23), (4, 10)])
-def test_prompts_attend_as_in_the_reference(kv_heads, length):
+@pytest.mark.parametrize("kv_heads, length, window", [(1, 13, None), (2, 23, 6), (4, 10, "own")])
+def test_prompts_attend_as_in_the_reference(kv_heads, length, window):
   q, k, v, cotangent = draw(
     length, (P, length, Q, H), *[(P, kv_heads, length, H)] * 2, (P, length, Q * H)
   )
   mask = prompt_mask(length)
   seen = jnp.cumsum(mask, axis=1) > 0  # what others see are meaningless numbers: left out
+  seen &= (window is None) | mask  # and padding may be too far from what is real
   cotangent *= seen[..., None]
+  reach = jnp.int32(4) if window == "own" else window  # a layer's own, or the same in all
   attend = lambda q, k, v: jnp.where(
-    seen[..., None], attention.attend_prompt(q, cached(k, v), mask), 0
+    seen[..., None], attention.attend_prompt(q, cached(k, v), mask, reach), 0
   )
   assert "scan" in str(jax.make_jaxpr(attend)(q, k, v))
   assert_same(attend, plain(attend), (q, k, v), cotangent)
 
 
+@pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("kv_heads, length", [(1, 7), (2, 11), (4, 2)])
-def test_completions_attend_as_in_the_reference(kv_heads, length):
+def test_completions_attend_as_in_the_reference(kv_heads, length, by_row):
   prompt = 13
   q, k, v, own_k, own_v, cotangent = draw(
     length,
@@ -101,6 +104,8 @@ def test_completions_attend_as_in_the_reference(kv_heads, length):
   )
   mask = prompt_mask(prompt)
   causal = jnp.tril(jnp.ones((length, length), bool))
+  if by_row:  # as a window makes it: the later a token, the less of the prompt it sees
+    mask = mask[:, None] & (jnp.arange(prompt) >= jnp.arange(length)[:, None])
   attend = lambda q, k, v, own_k, own_v: attention.attend_completion(
     q, cached(k, v), cached(own_k, own_v), mask, causal
   )
@@ -205,7 +210,8 @@ def test_blocks_on_a_mesh_are_the_same_and_send_nothing_more(tmp_path):
       )
 
 
-def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
+@pytest.mark.parametrize("window", [None, 60])
+def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch, window):
   """In Pallas' interpreter; its blocks smaller, so that there are several."""
   monkeypatch.setattr(splash, "BLOCK", 128)
   length, width = 256, 128
@@ -217,8 +223,8 @@ def test_the_tpu_kernel_attends_as_in_the_reference(monkeypatch):
   assert not splash.suits(q[:, 1:], cached(k, v))
   over = lambda f: lambda q, k, v: jnp.where(mask[..., None], f(q, cached(k, v), mask), 0)
   assert_same(
-    over(functools.partial(splash.attend_prompt, interpret=True)),
-    over(plain(attention.attend_prompt)),
+    over(functools.partial(splash.attend_prompt, window=window, interpret=True)),
+    over(plain(functools.partial(attention.attend_prompt, window=window))),
     (q, k, v),
     jnp.where(mask[..., None], cotangent, 0),
   )

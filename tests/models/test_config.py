@@ -194,11 +194,9 @@ def test_sampling_defaults_do_not_tell_configs_apart():
   [
     (QWEN2_5_7B, {"model_type": "qwen2_moe"}, "'qwen2_moe'.*qwen2, qwen3, llama, mistral"),
     (QWEN2_5_7B, {"model_type": None}, "model_type None"),
-    (QWEN2_5_7B, {"use_sliding_window": True, "max_window_layers": 20}, "sliding window.*131072"),
-    (QWEN2_5_7B, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+    (LLAMA3_2_1B, {"layer_types": ["sliding_attention"] * 16}, "sliding window"),
     (QWEN3_0_6B, {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
     (QWEN2_5_7B, {"is_causal": False}, "is_causal"),
-    (MISTRAL_7B_V3, {"sliding_window": 4096}, "sliding window.*4096"),
     (LLAMA3_2_1B, {"mlp_bias": True}, "mlp_bias"),
     (MISTRAL_7B_V3, {"attention_bias": True}, "attention_bias"),
     (QWEN2_5_7B, {"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -220,13 +218,35 @@ def test_a_missing_width_is_named():
     DecoderConfig.from_hf({k: v for k, v in QWEN2_5_7B.items() if k != "hidden_size"})
 
 
-@pytest.mark.parametrize("window", [{"max_window_layers": 28}, {"sliding_window": None}])
-def test_a_window_that_no_layer_uses_is_accepted(window):
-  DecoderConfig.from_hf({**QWEN2_5_7B, "use_sliding_window": True, **window})
+@pytest.mark.parametrize("window", [{"max_window_layers": 28}, {"sliding_window": None}, {}])
+def test_a_window_that_no_layer_uses_or_no_context_fills_is_none(window):
+  assert not DecoderConfig.from_hf({**QWEN2_5_7B, "use_sliding_window": True, **window}).windows
+  assert not DecoderConfig.from_hf({**MISTRAL_7B_V3, "sliding_window": 32768}).windows
 
 
-def test_mistral_accepts_a_window_as_wide_as_its_context():
-  DecoderConfig.from_hf({**MISTRAL_7B_V3, "sliding_window": 32768})
+@pytest.mark.parametrize(
+  ("hf", "windows"),
+  [
+    (
+      {**QWEN2_5_7B, "use_sliding_window": True, "sliding_window": 512, "max_window_layers": 20},
+      (0,) * 20 + (512,) * 8,
+    ),
+    ({**MISTRAL_7B_V3, "sliding_window": 4096}, (4096,) * 32),
+    ({k: v for k, v in MISTRAL_7B_V3.items() if k != "sliding_window"}, (4096,) * 32),
+  ],
+)
+def test_each_layer_s_window_is_read_and_written(hf, windows):
+  config = DecoderConfig.from_hf(hf)
+  assert config.windows == config.layer_windows == windows
+  assert DecoderConfig.from_hf(config.to_hf()) == config
+
+
+def test_windows_that_a_checkpoint_cannot_say_are_refused():
+  config = DecoderConfig.from_hf(MISTRAL_7B_V3)
+  with pytest.raises(ValueError, match=r"expected 32, none of them negative"):
+    dataclasses.replace(config, windows=(8,))
+  with pytest.raises(ValueError, match="mistral checkpoints cannot have windows"):
+    dataclasses.replace(config, windows=(8, 0) * 16).to_hf()
 
 
 def test_a_family_cannot_be_written_with_what_it_does_not_have():

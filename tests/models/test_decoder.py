@@ -195,3 +195,31 @@ def test_what_the_backward_pass_computes_again(tiny):
   weights = config.num_layers * 2 * tokens_run * sum(kernels.values())
   assert work("none") < work("dots")  # attention's products
   assert work("layers") - work("dots") == weights
+
+
+@pytest.mark.parametrize("windows", [(3, 3), (0, 3)], ids=["alike", "mixed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_windows_hold_in_decoding_and_in_training(tiny, rows, side, windows):
+  """Beyond the window, too: completions of six tokens after prompts of up to eight."""
+  config, params = dataclasses.replace(tiny[0], windows=windows), tiny[1]
+  group, length = 2, 6
+  drawn = np.random.default_rng(1).integers(0, config.vocab_size, (len(rows), group, length))
+  tokens, mask = padded(rows, 9, side)
+  cache, hidden = encode(config, params, tokens, mask)
+  found = [jnp.broadcast_to(logits_of(config, params, hidden)[:, None], (3, group, 67))]
+  own = empty_completion_cache(config, len(rows), group, length)
+  apart = unstacked(config, params)
+  for t in range(length - 1):
+    hidden, own = step(config, apart, drawn[..., t], cache, own, jnp.int32(t))
+    found.append(logits_of(config, params, hidden))
+  trained = jax.jit(completion_hidden, static_argnums=0)(config, params, tokens, mask, drawn)
+  trained = logits_of(config, params, trained)
+  for p, row in enumerate(rows):
+    for g in range(group):
+      whole = alone((config, params), np.concatenate([row, drawn[p, g]]))[len(row) - 1 : -1]
+      np.testing.assert_allclose(np.stack(found, axis=2)[p, g], whole, atol=1e-5)
+      np.testing.assert_allclose(trained[p, g], whole, atol=1e-5)
+  plain = alone(tiny, np.concatenate([rows[1], drawn[1, 0]]))[-1]
+  assert (
+    np.abs(plain - alone((config, params), np.concatenate([rows[1], drawn[1, 0]]))[-1]).max() > 0.1
+  )

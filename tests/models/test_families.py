@@ -66,6 +66,13 @@ CASES = {
     },
   ),
   "smollm2_3_to_1": _case("Llama", 9, 3, 72, tie_word_embeddings=True, rope_theta=1e5),
+  "qwen2_windows_above": _case(
+    "Qwen2", 4, 2, 64, use_sliding_window=True, sliding_window=8, max_window_layers=1
+  ),
+  "qwen3_windows": _case(
+    "Qwen3", 4, 2, 40, head_dim=24, use_sliding_window=True, sliding_window=5, max_window_layers=0
+  ),
+  "mistral_window": _case("Mistral", 4, 2, 40, head_dim=16, sliding_window=7),
   "mistral_no_window": _case("Mistral", 4, 2, 40, head_dim=16, sliding_window=None),
 }
 
