@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from grpo_jax.models.rope import RopeScaling, read_rope
+from grpo_jax.models.rope import RopeScaling, full_rope, read_local_theta, read_rope
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 ARCHITECTURES = {
@@ -15,12 +15,21 @@ ARCHITECTURES = {
   "qwen3": "Qwen3ForCausalLM",
   "llama": "LlamaForCausalLM",
   "mistral": "MistralForCausalLM",
+  "gemma3_text": "Gemma3ForCausalLM",
 }
+
+
+_OPTIONAL_BIAS = ("llama", "qwen3", "gemma3_text")
+# What a family may lack, so that it is lost when its config.json is written.
+_WRITTEN = (
+  *("attention_bias", "output_bias", "qk_norm", "activation", "post_norms", "norm_offset"),
+  *("scale_embedding", "query_pre_attn_scalar", "local_rope_theta", "windows"),
+)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-  """A decoder-only transformer: RMSNorm, grouped-query attention, RoPE and SwiGLU.
+  """A decoder-only transformer: RMSNorm, grouped-query attention, RoPE and a gated mlp.
 
   Attributes:
     vocab_size: rows of the embedding (V).
@@ -37,6 +46,13 @@ class DecoderConfig:
     attention_bias: q, k and v have biases.
     output_bias: the attention's output projection has one too.
     qk_norm: RMSNorm on every query and key head (Qwen3).
+    activation: of the gated mlp; `silu` (SwiGLU) or `gelu_tanh` (GeGLU, Gemma).
+    post_norms: a layer's two results are normalised, too, before they are added (Gemma).
+    norm_offset: added to every norm's scale; Gemma stores them less 1.
+    scale_embedding: embeddings are multiplied by the root of D (Gemma).
+    query_pre_attn_scalar: scores are divided by its root; 0 is `head_dim`.
+    local_rope_theta: base of the rotary frequencies, unscaled, in layers with a window; 0 is as in
+      the others.
     windows: for each layer how many tokens back it attends to, itself included; 0 is all. Empty
       when all layers attend to everything.
     max_position_embeddings: longest context in tokens that the checkpoint is made for.
@@ -62,6 +78,12 @@ class DecoderConfig:
   attention_bias: bool = True
   output_bias: bool = False
   qk_norm: bool = False
+  activation: Literal["silu", "gelu_tanh"] = "silu"
+  post_norms: bool = False
+  norm_offset: float = 0.0
+  scale_embedding: bool = False
+  query_pre_attn_scalar: int = 0
+  local_rope_theta: float = 0.0
   windows: tuple[int, ...] = ()
   max_position_embeddings: int = 32768
   dtype: Dtype = "float32"
@@ -118,23 +140,34 @@ class DecoderConfig:
     _refuse_unsupported(hf, family)
     try:
       hidden, heads = hf["hidden_size"], hf["num_attention_heads"]
-      biases = bool(hf.get("attention_bias", False)) and family in ("llama", "qwen3")
-      theta, scaling = read_rope(hf)
+      biases = bool(hf.get("attention_bias", False)) and family in _OPTIONAL_BIAS
+      gemma = family == "gemma3_text"
+      theta, scaling = read_rope(full_rope(hf) if gemma else hf)
       return cls(
         vocab_size=hf["vocab_size"],
         hidden_size=hidden,
         intermediate_size=hf["intermediate_size"],
         num_layers=hf["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=_or(hf.get("num_key_value_heads"), 8 if family == "mistral" else heads),
-        head_dim=_or(hf.get("head_dim"), 128 if family == "qwen3" else hidden // heads),
+        num_kv_heads=_or(
+          hf.get("num_key_value_heads"), {"mistral": 8, "gemma3_text": 4}.get(family, heads)
+        ),
+        head_dim=_or(
+          hf.get("head_dim"), {"qwen3": 128, "gemma3_text": 256}.get(family, hidden // heads)
+        ),
         rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        tie_embeddings=bool(hf.get("tie_word_embeddings", gemma)),
         attention_bias=family == "qwen2" or biases,
         output_bias=biases,
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "gemma3_text"),
+        activation="gelu_tanh" if gemma else "silu",
+        post_norms=gemma,
+        norm_offset=float(gemma),
+        scale_embedding=gemma,
+        query_pre_attn_scalar=hf.get("query_pre_attn_scalar", 256) if gemma else 0,
+        local_rope_theta=read_local_theta(hf) if gemma else 0.0,
         windows=_read_windows(hf, family),
         max_position_embeddings=_longest(hf, family),
         model_type=family,
@@ -181,12 +214,22 @@ class DecoderConfig:
     elif window:
       kinds = {True: "sliding_attention", False: "full_attention"}
       hf["layer_types"] = [kinds[each > 0] for each in self.layer_windows]
-    if self.model_type in ("llama", "qwen3"):
+    if self.model_type in _OPTIONAL_BIAS:
       hf["attention_bias"] = self.attention_bias
+    if self.model_type == "gemma3_text":
+      del hf["hidden_act"]
+      hf |= {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": self.query_pre_attn_scalar,
+        "rope_local_base_freq": self.local_rope_theta,
+        "sliding_window": window,
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+      }
     if self.model_type == "llama":
       hf["mlp_bias"] = False
     wanted = DecoderConfig.from_hf(hf)
-    for field in ("attention_bias", "output_bias", "qk_norm", "windows"):
+    for field in _WRITTEN:
       if getattr(wanted, field) != getattr(self, field):
         value = getattr(self, field)
         raise ValueError(f"{self.model_type} checkpoints cannot have {field}={value}")
@@ -201,9 +244,11 @@ def token_ids(value: Any) -> tuple[int, ...]:
 
 
 def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
-  if hf.get("hidden_act", "silu") not in ("silu", "swish"):
-    raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported; expected 'silu'")
-  for flag in ("mlp_bias", "quantization_config", "dual_chunk_attention_config"):
+  gemma = family == "gemma3_text"
+  key, known = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+  if hf.get(key, known) not in (known, {"silu": "swish"}.get(known)):
+    raise ValueError(f"{key} {hf[key]!r} is not supported; expected {known!r}")
+  for flag in _UNSUPPORTED:
     if hf.get(flag):
       raise ValueError(f"the checkpoint uses {flag}, which this decoder does not have")
   if family == "mistral" and hf.get("attention_bias"):
@@ -217,14 +262,31 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
     raise ValueError("the checkpoint uses a sliding window, which Llama models do not have")
 
 
+_UNSUPPORTED = (
+  *(
+    "mlp_bias",
+    "quantization_config",
+    "dual_chunk_attention_config",
+    "use_bidirectional_attention",
+  ),
+  *("final_logit_softcapping", "attn_logit_softcapping"),
+)
+
+
 def _read_windows(hf: Mapping[str, Any], family: str) -> tuple[int, ...]:
   """Each layer's window, as transformers reads it; one that the context never fills is none."""
   layers = hf["num_hidden_layers"]
   # transformers takes a missing key for a window of 4,096 tokens.
   window = hf.get("sliding_window", 4096)
-  if family == "llama" or window is None or window >= _longest(hf, family):
+  # Gemma's layers with a window have other frequencies: they stay apart however wide it is.
+  if family == "gemma3_text" and window is None:
+    raise ValueError("sliding_window is null; a Gemma 3 model needs one")
+  elif family == "gemma3_text":
+    pattern = hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern", 6))
+    slides = [(n + 1) % pattern > 0 for n in range(layers)]
+  elif family == "llama" or window is None or window >= _longest(hf, family):
     return ()
-  if family in ("qwen2", "qwen3"):
+  elif family in ("qwen2", "qwen3"):
     if not hf.get("use_sliding_window"):
       return ()
     slides = [n >= hf.get("max_window_layers", 28) for n in range(layers)]
@@ -236,7 +298,7 @@ def _read_windows(hf: Mapping[str, Any], family: str) -> tuple[int, ...]:
 
 
 def _longest(hf: Mapping[str, Any], family: str) -> int:
-  defaults = {"llama": 2048, "mistral": 131072}
+  defaults = {"llama": 2048, "mistral": 131072, "gemma3_text": 131072}
   return hf.get("max_position_embeddings", defaults.get(family, 32768))
 
 

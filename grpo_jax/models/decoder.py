@@ -53,7 +53,7 @@ def _trunk(
     The hidden states [P, L, D] before the last norm, and with `caching` the layers' prompt keys and
     values, stacked.
   """
-  x, rope = _embed(config, params, tokens, row)
+  x, ropes = _embed(config, params, tokens), _rope_tables(config, row)
   windows = config.layer_windows
   # Layers that differ have their windows scanned with their weights: one body for all of them.
   alike = len(set(windows)) == 1
@@ -61,6 +61,7 @@ def _trunk(
 
   def body(x, given):
     layer, window = given
+    rope = _rope_of(ropes, windows[0] > 0 if alike else window < EVERYTHING)
     x, prompt, _ = apply_layer(config, windows[0] or None, layer, x, rope, row, window)
     return split_prompts(x), prompt if caching else None
 
@@ -70,19 +71,38 @@ def _trunk(
   return lax.scan(body, x, (in_compute_dtype(config, params["layers"]), scanned))
 
 
-def _embed(config: DecoderConfig, params: Params, tokens: Array, row: Row):
-  """The tokens' embeddings [P, L, D], and the cosines and sines of their positions."""
-  frequencies, factor = rope_frequencies(config)
-  angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
-  rope = (stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor))
+def _embed(config: DecoderConfig, params: Params, tokens: Array) -> jax.Array:
+  """The tokens' embeddings [P, L, D]."""
   with jax.named_scope("embed"):
     x = jnp.take(params["embed"]["embedding"].astype(config.dtype), tokens, axis=0)
-  return looked_up(x), rope
+    if config.scale_embedding:
+      x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
+  return looked_up(x)
+
+
+def _rope_tables(config: DecoderConfig, row: Row) -> list[tuple[jax.Array, jax.Array]]:
+  """Cosines and sines of the tokens' positions; a second pair for windows that have their own."""
+
+  def table(local: bool):
+    frequencies, factor = rope_frequencies(config, local=local)
+    angles = row.positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies)
+    return stored(jnp.cos(angles) * factor), stored(jnp.sin(angles) * factor)
+
+  return [table(local) for local in ((False, True) if config.local_rope_theta else (False,))]
+
+
+def _rope_of(tables: list[tuple[jax.Array, jax.Array]], has_window: bool | jax.Array):
+  """The pair for a layer with a window or without one."""
+  if len(tables) == 1:
+    return tables[0]
+  if isinstance(has_window, bool):
+    return tables[has_window]
+  return jax.tree.map(lambda far, near: jnp.where(has_window, near, far), *tables)
 
 
 def _normed(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
   """The last norm, of hidden states [.., D]."""
-  norm = RMSNorm(config.rms_norm_eps).bind({"params": params["final_norm"]})
+  norm = RMSNorm(config.rms_norm_eps, config.norm_offset).bind({"params": params["final_norm"]})
   return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
@@ -163,10 +183,11 @@ def decode_step(
   group = tokens.shape[1]
   positions = jnp.broadcast_to((prompt.length + step)[:, None], tokens.shape)
   row = Row(0, group, positions, prompt.mask, jnp.asarray(step, jnp.int32)[None])
-  x, rope = _embed(config, params, tokens, row)
+  x, ropes = _embed(config, params, tokens), _rope_tables(config, row)
   written = []
   each = zip(params["layers"], config.layer_windows, prompt.layers, own, strict=True)
   for layer, window, given, mine in each:
+    rope = _rope_of(ropes, window > 0)
     x, _, mine = apply_layer(config, window or None, layer, x, rope, row, None, given, mine)
     x = split_prompts(x)
     written.append(mine)

@@ -15,15 +15,21 @@ PRODUCT = "product"  # what rematerialisation may keep of a layer
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467)."""
+  """Root-mean-square norm over the last axis, in float32 (arXiv:1910.07467).
+
+  Attributes:
+    eps: added to the mean square.
+    offset: added to the scale.
+  """
 
   eps: float
+  offset: float = 0.0
 
   def __call__(self, x: jax.Array) -> jax.Array:
     scale: jax.Array = self.get_variable("params", "scale")
     wide = x.astype(jnp.float32)
     wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+    return (wide * (scale.astype(jnp.float32) + self.offset)).astype(x.dtype)
 
 
 @jax.custom_vjp

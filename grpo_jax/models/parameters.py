@@ -90,11 +90,12 @@ def parameters(config: DecoderConfig) -> tuple[Parameter, ...]:
   c = config
   d, f = c.hidden_size, c.intermediate_size
   q, k = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  unit: Literal["ones", "zeros"] = "zeros" if c.norm_offset else "ones"
   wide, narrow = PartitionSpec("fsdp", "tensor"), PartitionSpec("tensor", "fsdp")
 
   def norm(ours: str, theirs: str, width: int = d) -> Iterator[Parameter]:
     name = f"model.layers.{{}}.{theirs}.weight"
-    yield Parameter(("layers", ours, "scale"), (width,), name, init="ones", layers=c.num_layers)
+    yield Parameter(("layers", ours, "scale"), (width,), name, init=unit, layers=c.num_layers)
 
   def dense(ours, theirs, shape, spec, heads="", bias=False) -> Iterator[Parameter]:
     name = f"model.layers.{{}}.{theirs}"
@@ -119,11 +120,17 @@ def parameters(config: DecoderConfig) -> tuple[Parameter, ...]:
       yield from norm("q_norm", "self_attn.q_norm", c.head_dim)
       yield from norm("k_norm", "self_attn.k_norm", c.head_dim)
     yield from dense("o", "self_attn.o_proj", (q, d), narrow, "query", c.output_bias)
-    yield from norm("mlp_norm", "post_attention_layernorm")
+    if c.post_norms:
+      yield from norm("post_attn_norm", "post_attention_layernorm")
+    yield from norm(
+      "mlp_norm", "pre_feedforward_layernorm" if c.post_norms else "post_attention_layernorm"
+    )
     yield from dense("gate", "mlp.gate_proj", (d, f), wide)
     yield from dense("up", "mlp.up_proj", (d, f), wide)
     yield from dense("down", "mlp.down_proj", (f, d), narrow)
-    yield Parameter(("final_norm", "scale"), (d,), "model.norm.weight", init="ones")
+    if c.post_norms:
+      yield from norm("post_mlp_norm", "post_feedforward_layernorm")
+    yield Parameter(("final_norm", "scale"), (d,), "model.norm.weight", init=unit)
     if not c.tie_embeddings:
       yield Parameter(("head", "kernel"), (d, c.vocab_size), "lm_head.weight", wide, turned=True)
 

@@ -117,11 +117,26 @@ def read_rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
   return theta, RopeScaling(kind=kind, **rope)
 
 
-def rope_frequencies(config: DecoderConfig) -> tuple[np.ndarray, float]:
+def full_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
+  """Of a Gemma 3 config.json, what `read_rope` takes for the layers without a window."""
+  by_type = hf.get("rope_parameters") or {}
+  return {"rope_theta": 1e6, **hf, "rope_parameters": by_type.get("full_attention")}
+
+
+def read_local_theta(hf: Mapping[str, Any]) -> float:
+  """The base of the rotary frequencies in Gemma 3's layers with a window, which are not scaled."""
+  local = (hf.get("rope_parameters") or {}).get("sliding_attention") or {}
+  if local.get("rope_type", "default") != "default":
+    raise ValueError("the checkpoint scales the rotary frequencies of sliding layers")
+  return float(local.get("rope_theta", hf.get("rope_local_base_freq", 10000.0)))
+
+
+def rope_frequencies(config: DecoderConfig, *, local: bool = False) -> tuple[np.ndarray, float]:
   """Inverse frequencies theta^(-2i/H) of RoPE (arXiv:2104.09864), after the config's scaling.
 
   Args:
     config: its `head_dim`, `rope_theta` and `rope_scaling` are read.
+    local: those of layers with a window, of `local_rope_theta`.
 
   Returns:
     The frequencies, float32 [head_dim // 2], in radians a token, and the factor that cos and sin
@@ -131,8 +146,9 @@ def rope_frequencies(config: DecoderConfig) -> tuple[np.ndarray, float]:
   steps = np.arange(0, config.head_dim, 2, dtype=np.float32) / width
   # float32 throughout, as the reference implementation does: frequencies rounded otherwise would
   # turn into different angles at long positions.
-  inverse = (1.0 / np.float32(config.rope_theta) ** steps).astype(np.float32)
-  scaling = config.rope_scaling
+  theta = config.local_rope_theta if local else config.rope_theta
+  inverse = (1.0 / np.float32(theta) ** steps).astype(np.float32)
+  scaling = None if local else config.rope_scaling
   if scaling is None:
     return inverse, 1.0
   if scaling.kind == "linear":

@@ -47,13 +47,15 @@ class Row:
 
 
 class Layer(nn.Module):
-  """One pre-norm block: attention, then SwiGLU (arXiv:2002.05202)."""
+  """One pre-norm block: attention, then a gated mlp (arXiv:2002.05202)."""
 
   config: DecoderConfig
 
   def setup(self):
-    norm = lambda: RMSNorm(self.config.rms_norm_eps)
+    norm = lambda: RMSNorm(self.config.rms_norm_eps, self.config.norm_offset)
     self.attn_norm, self.mlp_norm = norm(), norm()
+    if self.config.post_norms:
+      self.post_attn_norm, self.post_mlp_norm = norm(), norm()
     self.q, self.k, self.v, self.o = (Dense() for _ in range(4))
     if self.config.qk_norm:
       self.q_norm, self.k_norm = norm(), norm()
@@ -67,9 +69,12 @@ class Layer(nn.Module):
     # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
     x = x.reshape(-1, shape[-1])
     attended, prompt, own = self.attention(self.attn_norm(x), rope, row, window, prompt, own)
-    x = x + self.o(attended)
+    out = self.o(attended)
+    x = x + (self.post_attn_norm(out) if self.config.post_norms else out)
     h = self.mlp_norm(x)
-    x = x + self.down(nn.silu(self.gate(h)) * self.up(h))
+    activate = nn.silu if self.config.activation == "silu" else nn.gelu  # by tanh
+    out = self.down(activate(self.gate(h)) * self.up(h))
+    x = x + (self.post_mlp_norm(out) if self.config.post_norms else out)
     return x.reshape(shape), prompt, own
 
   def attention(
@@ -83,6 +88,8 @@ class Layer(nn.Module):
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, *rope), rotate(k, *rope)
+    if c.query_pre_attn_scalar:  # attention divides by the root of the heads' width
+      q = q * (c.head_dim / c.query_pre_attn_scalar) ** 0.5
 
     # Splitting at once, where slicing twice would cost a padded sum in the backward pass.
     (q, own_q), (k, own_k), (v, own_v) = (jnp.split(y, [row.prompt], axis=1) for y in (q, k, v))

@@ -197,11 +197,19 @@ def test_what_the_backward_pass_computes_again(tiny):
   assert work("layers") - work("dots") == weights
 
 
-@pytest.mark.parametrize("windows", [(3, 3), (0, 3)], ids=["alike", "mixed"])
+GEMMA = {
+  "windows": (3, 0), "local_rope_theta": 50.0, "norm_offset": 0.5, "query_pre_attn_scalar": 11,
+  "scale_embedding": True, "activation": "gelu_tanh",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "changes", [{"windows": (3, 3)}, {"windows": (0, 3)}, GEMMA], ids=["alike", "mixed", "gemma"]
+)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_windows_hold_in_decoding_and_in_training(tiny, rows, side, windows):
+def test_windows_hold_in_decoding_and_in_training(tiny, rows, side, changes):
   """Beyond the window, too: completions of six tokens after prompts of up to eight."""
-  config, params = dataclasses.replace(tiny[0], windows=windows), tiny[1]
+  config, params = dataclasses.replace(tiny[0], **changes), tiny[1]
   group, length = 2, 6
   drawn = np.random.default_rng(1).integers(0, config.vocab_size, (len(rows), group, length))
   tokens, mask = padded(rows, 9, side)

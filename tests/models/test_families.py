@@ -8,12 +8,22 @@ import os
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 torch = pytest.importorskip("torch")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import transformers  # noqa: E402
 
-from grpo_jax.models import forward, load_pretrained, save_pretrained  # noqa: E402
+from grpo_jax.models import (  # noqa: E402
+  LoraConfig,
+  attach,
+  forward,
+  init_adapters,
+  load_pretrained,
+  merge,
+  save_pretrained,
+)
+from grpo_jax.sharding import AXES, state_shardings  # noqa: E402
 
 torch.set_num_threads(1)
 SHAPE = {"vocab_size": 131, "intermediate_size": 77, "num_hidden_layers": 2}
@@ -21,7 +31,7 @@ PADDED = [5, 40, 96]  # real tokens in each row of a batch that is 96 wide
 
 
 def _case(family, heads, kv_heads, hidden, saving=None, dtype="float32", **options):
-  config = getattr(transformers, f"{family}Config")
+  config = getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")
   model = getattr(transformers, f"{family}ForCausalLM")
   options = SHAPE | {
     "num_attention_heads": heads,
@@ -73,6 +83,23 @@ CASES = {
     "Qwen3", 4, 2, 40, head_dim=24, use_sliding_window=True, sliding_window=5, max_window_layers=0
   ),
   "mistral_window": _case("Mistral", 4, 2, 40, head_dim=16, sliding_window=7),
+  # Layers with windows of 6 and one without; its frequencies are scaled, theirs are not.
+  "gemma3": _case(
+    "Gemma3",
+    4,
+    2,
+    64,
+    head_dim=24,
+    num_hidden_layers=4,
+    sliding_window=6,
+    query_pre_attn_scalar=40,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    rope_parameters={
+      "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+  ),
+  "gemma3_windows_only": _case("Gemma3", 4, 1, 64, head_dim=16, sliding_window=9),
   "mistral_no_window": _case("Mistral", 4, 2, 40, head_dim=16, sliding_window=None),
 }
 
@@ -139,6 +166,30 @@ def test_export_loads_in_transformers_with_the_same_logits(case, tmp_path):
   reloaded, back = load_pretrained(tmp_path)
   assert reloaded == config
   jax.tree.map(np.testing.assert_array_equal, params, back)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3_windows_only"])
+def test_gemma_takes_adapters_and_has_a_place_on_a_mesh(name, tmp_path):
+  _checkpoint(CASES[name], tmp_path)
+  config, params = load_pretrained(tmp_path)
+  lora = LoraConfig(2, 4.0)
+  draw = lambda x: 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+  adapted = attach(params, jax.tree.map(draw, init_adapters(config, lora, jax.random.key(0))), lora)
+  tokens, mask = _batch("left")
+  run = jax.jit(forward, static_argnums=0)
+  logits = lambda params: np.asarray(run(config, params, tokens, mask))[mask > 0]
+  wanted = logits(merge(adapted))
+  np.testing.assert_allclose(logits(adapted), wanted, atol=1e-4)
+  assert np.abs(wanted - logits(params)).max() > 0.1
+  placed = state_shardings(config, AbstractMesh((1, 2, 1), AXES), adapted)
+  for path, place in jax.tree_util.tree_flatten_with_path(placed)[0]:
+    # Norms are everywhere, and so is the half of an adapter that the tensor axis would split.
+    split = "fsdp" in place.spec
+    assert split == (path[-1].key in ("kernel", "embedding") or _along_fsdp(path)), path
+
+
+def _along_fsdp(path):
+  return path[-1].key == ("lora_b" if path[1].key in ("o", "down") else "lora_a")
 
 
 @pytest.mark.parametrize("name", ["qwen2_untied", "qwen3_wide_heads", "llama3_rope"])
