@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,21 +34,17 @@ from grpo_jax.models.induction_init import init_induction_params
 from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_optimizer
 from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
 
-FLAGS = flags.FLAGS
+FLAGS: Any = flags.FLAGS  # flags have their types at run time only
+command_line.define(SFTConfig, steps=2100, learning_rate=1.5e-3, muon_learning_rate=0.008)
 flags.DEFINE_string("out", "runs/tiny", "folder for the model and the state of the run")
 flags.DEFINE_string(
   "init_from", "", "model folder to go on from, its tokenizer included; empty: start fresh"
 )
 flags.DEFINE_integer("seed", 0, "of the corpus and the initial weights")
-flags.DEFINE_integer("steps", 2100, "supervised steps in the whole schedule")
 flags.DEFINE_integer("prompts_per_step", 6, "sets of tools a step")
 flags.DEFINE_integer("group_size", 8, "demonstrations per set of tools")
 flags.DEFINE_float(
   "request_weight", 0.25, "loss weight of a request's tokens: they repeat the schema's words"
-)
-flags.DEFINE_float("learning_rate", 1.5e-3, "peak of AdamW's learning rate")
-flags.DEFINE_float(
-  "muon_learning_rate", 0.008, "peak of Muon's, for the layers' matrices; 0: AdamW for all"
 )
 flags.DEFINE_integer("short_steps", 256, "first steps, which see short prompts and answers only")
 flags.DEFINE_integer("vocab_size", 2048, "tokens in the tokenizer, special ones included")
@@ -175,6 +172,7 @@ def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatc
 
 def main(argv: list[str]) -> None:
   command_line.refuse_arguments(argv)
+  cfg = command_line.read(SFTConfig)
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
   words = corpus_words()
@@ -201,12 +199,6 @@ def main(argv: list[str]) -> None:
     max_position_embeddings=2048,
     eos_token_ids=(end, pad),
     pad_token_id=pad,
-  )
-  cfg = SFTConfig(
-    learning_rate=FLAGS.learning_rate,
-    muon_learning_rate=FLAGS.muon_learning_rate,
-    total_steps=FLAGS.steps,
-    warmup_steps=100,
   )
   tx = sft_optimizer(cfg)
   step = make_sft_step(policy, cfg, tx)

@@ -16,6 +16,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from grpo_jax.models import DecoderConfig, Params, Remat, completion_logprobs, is_matrix
+from grpo_jax.settings import Settings, setting
 from grpo_jax.types import Array
 
 
@@ -37,41 +38,37 @@ class SFTBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SFTConfig:
-  """How supervised training is run.
+class SFTConfig(Settings):
+  """How supervised training is run."""
 
-  Attributes:
-    learning_rate: AdamW's peak, reached after `warmup_steps`, then a cosine to a twentieth of it.
-    muon_learning_rate: peak for the layers' matrices, which Muon (Jordan et al. 2024) then updates;
-      same schedule. 0 leaves everything to AdamW.
-    warmup_steps: linear warm-up, in steps.
-    total_steps: length of the whole schedule, in steps.
-    weight_decay: AdamW's, on matrices only.
-    clip_norm: gradients are scaled down to this global norm.
-    b2: AdamW's second-moment decay.
-    remat: what the backward pass computes again; see `GRPOConfig`.
-  """
-
-  learning_rate: float = 1e-3
-  muon_learning_rate: float = 0.0
-  warmup_steps: int = 100
-  total_steps: int = 1000
-  weight_decay: float = 0.01
-  clip_norm: float = 1.0
-  b2: float = 0.98
-  remat: Remat = "none"
+  learning_rate: float = setting(
+    1e-3, "AdamW's peak, reached after the warm-up, then a cosine down", above=0
+  )
+  muon_learning_rate: float = setting(
+    0.0,
+    "peak for the layers' matrices, which Muon (Jordan et al. 2024) then updates; 0: AdamW for all",
+    low=0,
+  )
+  warmup_steps: int = setting(100, "linear warm-up", unit="steps", low=0)
+  total_steps: int = setting(1000, "supervised steps in the whole schedule", low=1, name="steps")
+  final_rate: float = setting(0.05, "share of the peak that the cosine ends at", low=0, high=1)
+  weight_decay: float = setting(0.01, "decoupled, on matrices only", low=0)
+  clip_norm: float = setting(1.0, "gradients are scaled down to this global norm", above=0)
+  b2: float = setting(0.98, "AdamW's decay of the second moment a step", low=0, below=1)
+  remat: Remat = setting("none", "what the backward pass computes again; see GRPOConfig")
 
   def __post_init__(self) -> None:
-    if not 0 <= self.warmup_steps < self.total_steps:
-      raise ValueError("warmup_steps must lie in [0, total_steps)")
-    if self.learning_rate <= 0 or self.muon_learning_rate < 0:
-      raise ValueError("learning_rate must be positive, muon_learning_rate not below 0")
+    super().__post_init__()
+    if self.warmup_steps >= self.total_steps:
+      raise ValueError(
+        f"--warmup_steps={self.warmup_steps} must be below --steps={self.total_steps}"
+      )
 
 
 def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
   """Builds AdamW (and Muon for the layers' matrices) with clipping, warm-up and one cosine."""
   schedule = lambda peak: optax.warmup_cosine_decay_schedule(
-    0.0, peak, cfg.warmup_steps, cfg.total_steps, 0.05 * peak
+    0.0, peak, cfg.warmup_steps, cfg.total_steps, cfg.final_rate * peak
   )
   matrices = lambda params: jax.tree_util.tree_map_with_path(lambda at, _: is_matrix(at), params)
   clip = optax.clip_by_global_norm(cfg.clip_norm)

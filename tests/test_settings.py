@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from grpo_jax import command_line
+from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.config import GRPOConfig, OptimizerConfig, RunConfig, SamplingConfig, run_record
 from grpo_jax.losses import LOSSES
 from grpo_jax.rewards import JudgeConfig, RewardConfig, RewardWeights
@@ -23,11 +24,13 @@ from grpo_jax.settings import (
   setting,
   settings_of,
 )
+from grpo_jax.sft import SFTConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_jax"
 KINDS = (
   RunConfig, OptimizerConfig, GRPOConfig, SamplingConfig, RewardConfig, RewardWeights, JudgeConfig,
+  SFTConfig, Workload,
 )  # fmt: skip
 
 
@@ -161,10 +164,16 @@ def test_what_cannot_be_a_setting_is_refused():
     build(RunConfig, {"stepz": 1})
 
 
-# What code calls the settings that it reads.
+# What code calls the settings that it reads; in their own classes it is `self`.
 HOLDERS = {
-  "config", "_config", "settings", "sampling", "cfg", "grpo", "weights", "judge", "reward", "self",
+  "config", "_config", "settings", "sampling", "cfg", "grpo", "weights", "judge", "load",
 }  # fmt: skip
+
+
+def nodes_in(tree: ast.Module, kind: type, names: set[str]) -> set[ast.AST]:
+  """All that is inside the functions or classes of these names."""
+  homes = [node for node in ast.walk(tree) if isinstance(node, kind) and node.name in names]
+  return {node for home in homes for node in ast.walk(home)}
 
 
 def names_read() -> set[str]:
@@ -172,17 +181,13 @@ def names_read() -> set[str]:
   found = set()
   for path in PACKAGE.rglob("*.py"):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    checks = {
-      inner
-      for node in ast.walk(tree)
-      if isinstance(node, ast.FunctionDef) and node.name in ("__post_init__", "plan")
-      for inner in ast.walk(node)
-    }
+    # To check a value, or to say it, is not to use it.
+    checks = nodes_in(tree, ast.FunctionDef, {"__post_init__", "plan"})
+    own = nodes_in(tree, ast.ClassDef, {kind.__name__ for kind in KINDS})
     for node in ast.walk(tree):
       if isinstance(node, ast.Attribute) and node not in checks:
-        holder = node.value
-        name = getattr(holder, "attr", None) or getattr(holder, "id", None)
-        if name in HOLDERS:
+        name = getattr(node.value, "attr", None) or getattr(node.value, "id", None)
+        if name in HOLDERS or (name == "self" and node in own):
           found.add(node.attr)
   arguments = [loss.__kwdefaults__ or {} for loss in LOSSES.values()]
   return found.union(*arguments)
