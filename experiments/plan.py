@@ -41,7 +41,7 @@ FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 
 command_line.define(
   RunConfig,
-  without=["model", "lora_rank"],
+  without=["model", "lora_rank", "run_dir"],
   mesh="fsdp:-1",
   prompts_per_step=16,
   micro_batch_prompts=0,
@@ -87,7 +87,7 @@ def wanted_plans() -> list[Wanted]:
     FLAGS.model, command_line.axes()["lora_rank"], FLAGS.topology
   ):
     plain = {} if rank else {name: getattr(RunConfig, name) for name in adapters}
-    config = command_line.read(RunConfig, model=model, lora_rank=rank, **plain)
+    config = command_line.read(RunConfig, run_dir="", model=model, lora_rank=rank, **plain)
     found.append(Wanted(config, topology, FLAGS.largest, gpu_share()))
   return found
 

@@ -50,7 +50,7 @@ def cells() -> list[Cell]:
   found = grid(command_line.axes())
   for cell in found:
     try:
-      build(RunConfig, cell.settings)
+      build(RunConfig, {"run_dir": cell.name, **cell.settings})
     except ValueError as error:
       raise ValueError(f"{cell.name}: {error}") from error
   return with_equal_completions(found, FLAGS.completions) if FLAGS.completions else found

@@ -54,7 +54,7 @@ def cells(judge: JudgeConfig | None) -> list[Cell]:
       raise ValueError(f"--{name} is read by none of the rewards {', '.join(FLAGS.reward)}")
   for cell in found:
     try:
-      config = build(RunConfig, cell.settings).reward_config
+      config = build(RunConfig, {"run_dir": cell.name, **cell.settings}).reward_config
       load_reward(str(cell.settings["reward"]), dataclasses.replace(config, judge=judge)).close()
     except ValueError as error:
       raise ValueError(f"{cell.name}: {error}") from error

@@ -28,7 +28,7 @@ from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
 from grpo_jax.models import LoraConfig, Remat
 from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import RewardConfig, reward_files
-from grpo_jax.settings import Settings, differences, from_record, setting
+from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
 from grpo_jax.tracking import TRACKERS
 
@@ -162,11 +162,11 @@ class OptimizerConfig(Settings):
   )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(OptimizerConfig):
   """The settings of a run."""
 
-  run_dir: str = setting("", "run folder; default: runs/<preset or grpo>-<time>", free=True)
+  run_dir: str = setting(REQUIRED, "run folder; default: runs/<preset or grpo>-<time>", free=True)
   model: str = setting(str(TINY_MODEL), "checkpoint folder or hub id; default: the embedded policy")
   data: str = setting(
     "synthetic:train",

@@ -212,9 +212,11 @@ def test_a_record_of_version_0_1_is_read_and_its_folder_goes_on(more):
 
 
 def test_a_record_of_a_later_version_is_read_as_far_as_it_is_known():
-  record = json.loads(json.dumps(run_record(RunConfig(seed=3), {})))
+  record = json.loads(json.dumps(run_record(RunConfig(run_dir="x", seed=3), {})))
   later = {**record, "warp": 9, "grpo": {**record["grpo"], "warp": 9}}
-  assert config_of(later) == RunConfig(seed=3) and changed_settings(later, record) == []
+  assert (
+    config_of(later) == RunConfig(run_dir="x", seed=3) and changed_settings(later, record) == []
+  )
 
 
 def test_presets_are_files_of_settings(tmp_path):

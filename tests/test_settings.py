@@ -64,7 +64,7 @@ def test_a_new_field_is_a_flag_a_check_and_a_part_of_the_record(command):
   values = command(Wider, "--warp=0.25", "--shield_layers=3", "--seed=7")
   assert values["warp"].help == "how far the ratio is bent (nats; at least 0 and below 1)"
   assert (values["warp"].default, values["shield_layers"].default) == (0.5, 2)
-  config = command_line.read(Wider)
+  config = command_line.read(Wider, run_dir="x")
   assert (config.grpo.warp, config.shields, config.seed) == (0.25, 3, 7)
 
   record = json.loads(json.dumps(run_record(config, {})))
@@ -80,9 +80,9 @@ def test_a_new_field_is_a_flag_a_check_and_a_part_of_the_record(command):
 
   command(Wider, "--warp=1")
   with pytest.raises(ValueError, match=r"^--warp=1.0 must be at least 0 and below 1$"):
-    command_line.read(Wider)
+    command_line.read(Wider, run_dir="x")
   with pytest.raises(ValueError, match=r"^--shield_layers=1 must be above 1$"):
-    Wider(shields=1)
+    Wider(run_dir="x", shields=1)
 
 
 def another(one):
@@ -117,10 +117,10 @@ def test_every_flag_arrives_in_the_field_that_it_was_made_from(command):
 
 def test_the_defaults_of_the_flags_are_those_of_the_fields(command):
   command(RunConfig)
-  config = command_line.read(RunConfig)
+  config = command_line.read(RunConfig, run_dir="x")
   # G reaches the rewards too; a dataclass that is made by hand does not know of the other.
   assert config.reward_config == RewardConfig(group_size=8)
-  assert dataclasses.replace(config, reward_config=RewardConfig()) == RunConfig()
+  assert dataclasses.replace(config, reward_config=RewardConfig()) == RunConfig(run_dir="x")
   assert config.reward_config.judge is None and config.grpo.micro_batch_prompts == 1
 
 
@@ -137,13 +137,13 @@ def test_a_script_may_have_defaults_of_its_own_and_only_some_flags(command):
 def test_a_preset_sets_what_was_not_given_and_must_know_what_it_sets(command):
   command(RunConfig, "--steps=3")
   command_line.use({"steps": 9, "track": ["mlflow"], "clip_norm": 2}, "--preset=x")
-  config = command_line.read(RunConfig)
+  config = command_line.read(RunConfig, run_dir="x")
   assert (config.steps, config.track, config.clip_norm) == (3, ("mlflow",), 2)
   with pytest.raises(ValueError, match=r"^--preset=x: there is no setting stepz$"):
     command_line.use({"stepz": 9}, "--preset=x")
   command_line.use({"seed": "one"}, "--preset=x")
   with pytest.raises(ValueError, match=r"^--seed=one must be a whole number$"):
-    command_line.read(RunConfig)
+    command_line.read(RunConfig, run_dir="x")
 
 
 def test_what_cannot_be_a_setting_is_refused():
@@ -161,7 +161,7 @@ def test_what_cannot_be_a_setting_is_refused():
   with pytest.raises(TypeError, match="two fields of Twice have one flag"):
     settings_of(Twice)
   with pytest.raises(ValueError, match="there is no setting stepz"):
-    build(RunConfig, {"stepz": 1})
+    build(RunConfig, {"run_dir": "x", "stepz": 1})
 
 
 # What code calls the settings that it reads; in their own classes it is `self`.
