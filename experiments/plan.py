@@ -41,7 +41,7 @@ FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 
 command_line.define(
   RunConfig,
-  without=["model", "lora_rank", "run_dir"],
+  without=["model", "lora_rank"],
   mesh="fsdp:-1",
   prompts_per_step=16,
   micro_batch_prompts=0,
