@@ -26,10 +26,11 @@ from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
-from grpo_jax.models.layers import PRODUCT, RMSNorm, stored
+from grpo_jax.models.layers import PRODUCT, RMSNorm
 from grpo_jax.models.parameters import Params, in_compute_dtype
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.models.transformer_layer import Row, apply_layer, positions_of
+from grpo_jax.models.xla_cpu import flat, stored
 from grpo_jax.placement import looked_up, split_prompts
 from grpo_jax.types import Array
 
@@ -103,7 +104,7 @@ def _rope_of(tables: list[tuple[jax.Array, jax.Array]], has_window: bool | jax.A
 def _normed(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
   """The last norm, of hidden states [.., D]."""
   norm = RMSNorm(config.rms_norm_eps, config.norm_offset).bind({"params": params["final_norm"]})
-  return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+  return flat(norm, x)
 
 
 def _last_real(x: jax.Array, mask: Array) -> jax.Array:

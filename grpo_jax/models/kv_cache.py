@@ -1,8 +1,7 @@
 """Key/value caches: one for the prompts (shared by each group) and one for the completions.
 
 Shape legend: P prompts, G group, S prompt tokens, T completion tokens, K key/value heads, H head
-width, N layers. Keys are stored after RoPE, and transposed: for a product with queries, XLA on CPU
-takes them as they lie.
+width, N layers. Keys are stored after RoPE, and transposed: see `xla_cpu`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from grpo_jax.models.xla_cpu import project
+
 PRODUCT = "product"  # what rematerialisation may keep of a layer
 
 
@@ -32,26 +34,6 @@ class RMSNorm(nn.Module):
     return (wide * (scale.astype(jnp.float32) + self.offset)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes x [.., D] @ kernel [D, F] with the weight gradient as x^T g instead of (g^T x)^T.
-
-  XLA on CPU copies the left side of that product into transposed order, fused with whatever made
-  it. For a cotangent that is SwiGLU's whole backward arithmetic, five times slower so.
-  """
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _project_backward(saved, g):
-  x, kernel = saved
-  leading = tuple(range(x.ndim - 1))
-  dx = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-  return dx, lax.dot_general(x, g, ((leading, leading), ((), ())))
-
-
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
-
-
 class Dense(nn.Module):
   """x W + b, and (x A) B where its parameters hold adapters (see `models.lora`), in x's dtype."""
 
@@ -63,12 +45,3 @@ class Dense(nn.Module):
     if "lora_a" in weights:
       y += project(project(x, weights["lora_a"]), weights["lora_b"])
     return checkpoint_name(y, PRODUCT)
-
-
-def stored(x: jax.Array) -> jax.Array:
-  """Returns x [.., H/2] through a product with the identity, which is exact.
-
-  XLA on CPU fuses cosine and sine into every rotation and computes them again for each head of
-  each layer, in both passes; through a product it never fuses. (Barriers are gone by then.)
-  """
-  return jnp.matmul(x, jnp.eye(x.shape[-1], dtype=x.dtype), precision=lax.Precision.HIGHEST)

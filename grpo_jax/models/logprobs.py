@@ -17,6 +17,7 @@ from jax import lax
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Remat, completion_hidden, head_kernel
 from grpo_jax.models.parameters import Params
+from grpo_jax.models.xla_cpu import over_first
 from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 
@@ -102,7 +103,7 @@ def token_logprobs(
   pieces = -(-length // min(chunk, length))
   chunk = -(-length // pieces)  # even pieces: at most one position of padding each
   pad = ((0, 0), (0, pieces * chunk - length))
-  # Rows of a piece in one axis: XLA on CPU is slow at sums over arrays with an axis of one.
+  # Rows of a piece in one axis: see `xla_cpu`.
   split = lambda x, *end: (
     x.reshape(rows, pieces, chunk, *end).swapaxes(0, 1).reshape(pieces, rows * chunk, *end)
   )
@@ -123,7 +124,7 @@ def _token_scores(
   the logits are there, and the backward pass only scales the result.
   """
   scores = lambda piece: _scores(kernel, temperature, *piece)[:2]
-  return _over_pieces(scores, (hidden, targets))
+  return over_first(lax.map, scores, (hidden, targets))
 
 
 def _scores(kernel: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
@@ -144,7 +145,7 @@ def _token_scores_forward(hidden, kernel, targets, temperature):
     slope = jnp.matmul(excess, kernel.T, preferred_element_type=jnp.float32)
     return logp, entropy, slope.astype(hidden.dtype), excess if kept else None
 
-  logp, entropy, slope, excess = _over_pieces(piece, (hidden, targets))
+  logp, entropy, slope, excess = over_first(lax.map, piece, (hidden, targets))
   return (logp, entropy), (hidden, kernel, targets, slope, excess)
 
 
@@ -173,10 +174,3 @@ def _token_scores_backward(temperature, saved, cotangents):
 
 
 _token_scores.defvjp(_token_scores_forward, _token_scores_backward)
-
-
-def _over_pieces(function, pieces):
-  """Maps over the leading axis, without a loop where it is one."""
-  if jax.tree.leaves(pieces)[0].shape[0] > 1:
-    return lax.map(function, pieces)
-  return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], pieces)))

@@ -66,7 +66,7 @@ class Layer(nn.Module):
   ):
     """Maps x [P, L, D] to the next x and the layer's prompt and completion keys and values."""
     shape = x.shape
-    # All tokens in one axis: XLA on CPU is slow at sums over arrays that begin with an axis of one.
+    # All tokens in one axis: see `xla_cpu`.
     x = x.reshape(-1, shape[-1])
     attended, prompt, own = self.attention(self.attn_norm(x), rope, row, window, prompt, own)
     out = self.o(attended)

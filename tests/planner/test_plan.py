@@ -82,7 +82,9 @@ def test_work_is_that_of_the_formula(monkeypatch):
   layer = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96
   matrices = lambda tokens: 2 * tokens * layer  # two layers
   head = 128 * 64
-  rotation = 2 * 2 * (CONFIG.head_dim // 2) ** 2  # cosines and sines by the identity: layers.stored
+  rotation = (
+    2 * 2 * (CONFIG.head_dim // 2) ** 2
+  )  # cosines and sines by the identity: xla_cpu.stored
   attention = lambda rows, seen: 2 * 2 * rows * seen * 64  # two products, one layer
   local = 2  # prompts on a device
   prompt = 2 * attention(32, 32)
