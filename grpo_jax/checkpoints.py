@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from grpo_jax import hosts
-from grpo_jax.run_folder import write_text
+from grpo_jax.files.atomic import write_text
 from grpo_jax.types import TrainState
 
 SEAL = "SHA256SUMS"

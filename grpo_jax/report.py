@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 
 from grpo_jax.alarms import ALARMS
+from grpo_jax.files.atomic import write_text
 from grpo_jax.plots import plot_curves, plot_gain
 from grpo_jax.rewards import ERRORS
-from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS
 from grpo_jax.scores import SHOWN, compare, differing_settings
 from grpo_jax.tables import Row, as_markdown, gain_rows

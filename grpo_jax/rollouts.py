@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from grpo_jax import hosts
+from grpo_jax.files.atomic import write_text
 from grpo_jax.losses import share_without_spread
 from grpo_jax.rewards import CombinedReward, Reward, RewardBreakdown
-from grpo_jax.run_folder import write_text
 from grpo_jax.schema import BEHAVIORS, ToolTask
 from grpo_jax.types import Rollout
 

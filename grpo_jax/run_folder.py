@@ -1,4 +1,4 @@
-"""Files of a run folder: replaced at once or not at all, written by one process at a time."""
+"""A run folder: held by one process at a time, read as far as its lines are whole."""
 
 from __future__ import annotations
 
@@ -8,52 +8,19 @@ import fcntl
 import json
 import logging
 import os
-import re
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from grpo_jax.files.atomic import PARTIAL
+
 # What flock says where there are no locks: Lustre without `-o flock`, some NFS and FUSE mounts.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 log = logging.getLogger(__name__)
 
 
 class FolderInUse(ValueError):
   """Another process writes into the run folder."""
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-  """Opens a file to write that takes the place of `path` at the end, unless something is raised.
-
-  Until then it lies beside it under a name of its own: processes and hosts that write the same file
-  at once all succeed, and one of them is the last.
-
-  Raises:
-    OSError: it could not be written; what was there before is as it was.
-  """
-  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-  try:
-    with partial.open("xb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a UTF-8 file that after a crash, or on a full disk, is the old one or the new one.
-
-  Raises:
-    OSError: it could not be written; what was there before is as it was.
-  """
-  with replaced(path) as file:
-    file.write(text.encode())
 
 
 @contextlib.contextmanager
@@ -162,18 +129,3 @@ def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
       break
     found.append((text, values))
   return found
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-  """Whether an error, or what it came from, is a disk or quota without room.
-
-  TensorStore reports its errors as text, so the text is looked at too.
-  """
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in FULL:
-      return True
-    said = str(error)
-    if any(os.strerror(code) in said for code in FULL):
-      return True
-    error = error.__cause__ or error.__context__
-  return False

@@ -17,11 +17,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from grpo_jax.data.sources import read_tasks
+from grpo_jax.files.atomic import write_text
 from grpo_jax.grid import Cell, as_flag
 from grpo_jax.plots import BLUE, DPI, GREY
 from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import score
-from grpo_jax.run_folder import missing_folders, remove_empty, write_text
+from grpo_jax.run_folder import missing_folders, remove_empty
 from grpo_jax.schema import BEHAVIORS, ToolTask
 from grpo_jax.scores import compare
 from grpo_jax.stop_signals import EXIT_STOPPED, ChildRuns, Stopped

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
+from grpo_jax.files.atomic import write_text
 from grpo_jax.redaction import redacted
-from grpo_jax.run_folder import whole_lines, write_text
+from grpo_jax.run_folder import whole_lines
 
 TrackerName = Literal["tensorboard", "mlflow"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)

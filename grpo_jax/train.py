@@ -37,6 +37,7 @@ from grpo_jax.data.jsonl import data_sha256
 from grpo_jax.data.sources import read_tasks
 from grpo_jax.data.summary import data_summary
 from grpo_jax.evaluate import evaluate
+from grpo_jax.files.atomic import disk_is_full, write_text
 from grpo_jax.grpo import (
   advantages_of,
   grpo_step,
@@ -67,7 +68,7 @@ from grpo_jax.rollouts import (
   write_bad_step,
   write_rollouts,
 )
-from grpo_jax.run_folder import claimed, disk_is_full, whole_lines, write_text
+from grpo_jax.run_folder import claimed, whole_lines
 from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (

@@ -26,6 +26,7 @@ from grpo_jax import run_folder
 from grpo_jax import train as training
 from grpo_jax.checkpoints import SEAL, Checkpoints
 from grpo_jax.data.jsonl import write_jsonl
+from grpo_jax.files import atomic
 from grpo_jax.models.tensor_file import write_tensors
 from grpo_jax.replay import replay
 from grpo_jax.stop_signals import EXIT_STOPPED
@@ -497,7 +498,7 @@ def test_several_processes_write_one_file_and_lose_nothing(tmp_path):
 
 def test_threads_write_one_file_and_lose_nothing(tmp_path):
   writes = (
-    lambda: run_folder.write_text(tmp_path / "a.json", "x" * 1000),
+    lambda: atomic.write_text(tmp_path / "a.json", "x" * 1000),
     lambda: write_jsonl([{"x": 1}] * 50, tmp_path / "b.jsonl"),
     lambda: write_tensors(
       tmp_path / "c.safetensors",
@@ -535,7 +536,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_run(tmp_path):
   assert len(list(run.rglob("*.partial"))) == 4
   with run_folder.claimed(run):
     assert [path.name for path in run.rglob("*.partial")] == [".mine.partial"] * 2
-    with run_folder.replaced(run / "y.json") as file:  # a claim that fails touches nothing
+    with atomic.replaced(run / "y.json") as file:  # a claim that fails touches nothing
       file.write(b"whole")
       with pytest.raises(run_folder.FolderInUse), run_folder.claimed(run):
         pass

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from grpo_jax import json_text
 from grpo_jax.data.rows import read_row, without_nulls
-from grpo_jax.run_folder import replaced
+from grpo_jax.files.atomic import replaced
 from grpo_jax.schema import ToolTask
 
 if TYPE_CHECKING:

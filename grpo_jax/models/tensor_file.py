@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from grpo_jax.run_folder import replaced
+from grpo_jax.files.atomic import replaced
 
 DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype(np.float64),
