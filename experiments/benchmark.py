@@ -30,14 +30,14 @@ from grpo_jax import command_line
 from grpo_jax.benchmarking.floor import Rates, floor_of, measure_rates
 from grpo_jax.benchmarking.flops import step_work
 from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
+from grpo_jax.benchmarking.profiling import phase_table, trace
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
 from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, process_age, spread
 from grpo_jax.benchmarking.work import RandomWork, ToolWork
 from grpo_jax.config import RunConfig, read_preset
-from grpo_jax.installation import git_commit
 from grpo_jax.models import DecoderConfig
-from grpo_jax.profiling import phase_table, trace
-from grpo_jax.tables import Row, as_text
+from grpo_jax.report.tables import Row, as_text
+from grpo_jax.runs.installation import git_commit
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(Workload)

@@ -33,8 +33,8 @@ from grpo_jax.benchmarking.growth import (
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.config import RunConfig
 from grpo_jax.files.atomic import write_text
-from grpo_jax.installation import git_commit
-from grpo_jax.tables import Row, as_text
+from grpo_jax.report.tables import Row, as_text
+from grpo_jax.runs.installation import git_commit
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define_axes(

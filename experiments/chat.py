@@ -27,9 +27,7 @@ from referencing import Registry
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig, SamplingConfig
-from grpo_jax.data.batches import bucket_length, pad_prompts
-from grpo_jax.data.prompts import STYLES, system_message
-from grpo_jax.json_text import read_json
+from grpo_jax.files.json_text import read_json
 from grpo_jax.models import (
   DecoderConfig,
   Params,
@@ -43,10 +41,12 @@ from grpo_jax.models import (
   unstacked,
 )
 from grpo_jax.rewards import PARSE_ERRORS, parse
-from grpo_jax.rewards.parser import ParseMode
+from grpo_jax.rewards.parsing.parser import ParseMode
 from grpo_jax.sampling import LENGTH_BUCKETS, draw
-from grpo_jax.schema import ToolCall, ToolSpec
-from grpo_jax.text import encode_messages, load_tokenizer, stop_token_ids
+from grpo_jax.tasks import encode_messages, load_tokenizer, stop_token_ids
+from grpo_jax.tasks.batches import bucket_length, pad_prompts
+from grpo_jax.tasks.schema import ToolCall, ToolSpec
+from grpo_jax.tasks.synthetic.prompts import STYLES, system_message
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(RunConfig, ["model", "parse", "seed", "dtype"], plain_user_text=True)

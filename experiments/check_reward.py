@@ -18,9 +18,9 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
-from grpo_jax.data.jsonl import load_tasks
 from grpo_jax.rewards import RewardConfig, load_reward
 from grpo_jax.rewards.doctor import as_table, diagnose
+from grpo_jax.tasks.jsonl import load_tasks
 
 FLAGS = flags.FLAGS
 command_line.define(RunConfig, ["reward"])

@@ -19,14 +19,14 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig, check_date, recorded_date
-from grpo_jax.data.jsonl import write_jsonl
-from grpo_jax.data.sources import read_tasks
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import attach, load_adapters, load_pretrained
+from grpo_jax.report.scores import compare, differing_settings
+from grpo_jax.report.tables import as_text, gain_rows, score_rows
 from grpo_jax.rewards import load_reward, reward_files
-from grpo_jax.scores import compare, differing_settings
-from grpo_jax.tables import as_text, gain_rows, score_rows
-from grpo_jax.text import load_tokenizer, stop_token_ids
+from grpo_jax.tasks import load_tokenizer, stop_token_ids
+from grpo_jax.tasks.jsonl import write_jsonl
+from grpo_jax.tasks.sources import read_tasks
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.models import attach, load_adapters, load_pretrained, save_pretrained
-from grpo_jax.text import load_tokenizer
+from grpo_jax.tasks import load_tokenizer
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "checkpoint folder or hub id, optionally owner/name@revision")

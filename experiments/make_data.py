@@ -10,10 +10,10 @@ from pathlib import Path
 from absl import app, flags
 
 from grpo_jax import command_line
-from grpo_jax.data.jsonl import data_sha256, load_tasks, write_jsonl
-from grpo_jax.data.prompts import STYLES
-from grpo_jax.data.summary import data_summary
-from grpo_jax.data.synthetic import SPLIT_SIZES, SPLITS, generate
+from grpo_jax.tasks.jsonl import data_sha256, load_tasks, write_jsonl
+from grpo_jax.tasks.summary import data_summary
+from grpo_jax.tasks.synthetic.prompts import STYLES
+from grpo_jax.tasks.synthetic.splits import SPLIT_SIZES, SPLITS, generate
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "runs/data", "folder for the three files")

@@ -3,9 +3,9 @@
     pip install -e .[tiny]
     python experiments/make_tiny.py --out=runs/tiny
 
-The corpus is procedural (`grpo_jax/data/procedural.py`) over the word lists of `wonderwords` (MIT),
-without any word of the evaluation tools. The run is restartable: it saves its whole state every
-`--save_every` steps and goes on from there. Progress lies in OUT/metrics.jsonl.
+The corpus is procedural (`grpo_jax/tasks/synthetic/procedural.py`) over the word lists of
+`wonderwords` (MIT), without any word of the evaluation tools. The run is restartable: it saves its
+whole state every `--save_every` steps and goes on from there. Progress lies in OUT/metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from flax import serialization
 from tokenizers import Tokenizer
 
 from grpo_jax import command_line
-from grpo_jax.data.procedural import Words, demonstrations
-from grpo_jax.data.prompts import system_message
 from grpo_jax.models import DecoderConfig, load_pretrained, save_pretrained
 from grpo_jax.models.induction_init import init_induction_params
 from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_optimizer
-from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
+from grpo_jax.tasks.synthetic.procedural import Words, demonstrations
+from grpo_jax.tasks.synthetic.prompts import system_message
+from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(SFTConfig, steps=2100, learning_rate=1.5e-3, muon_learning_rate=0.008)
@@ -70,7 +70,7 @@ def corpus_words() -> Words:
   """The word lists of `wonderwords`, without profanity and without the evaluation tools' words."""
   import wonderwords  # only this script needs it
 
-  from grpo_jax.data.tools import evaluation_words
+  from grpo_jax.tasks.synthetic.tools import evaluation_words
 
   folder = Path(wonderwords.__file__).parent / "assets"
   banned = set((folder / "profanitylist.txt").read_text().split()) | set(evaluation_words())

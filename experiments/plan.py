@@ -34,8 +34,8 @@ from grpo_jax.models import config_named
 from grpo_jax.planner import Job, Plan, describe, gpu_share, make_plan, parse_topology, plan_mesh
 from grpo_jax.planner.report import as_record
 from grpo_jax.planner.table import plan_rows
+from grpo_jax.report.tables import as_markdown
 from grpo_jax.settings import settings_of
-from grpo_jax.tables import as_markdown
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 

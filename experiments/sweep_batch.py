@@ -21,10 +21,10 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
-from grpo_jax.grid import Cell, grid, with_equal_completions
+from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
 from grpo_jax.settings import build, settings_of
-from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
-from grpo_jax.sweep import check_sweep, run_sweep, write_results
+from grpo_jax.sweeps.grid import Cell, grid, with_equal_completions
+from grpo_jax.sweeps.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # Whatever changes a run's numbers may vary. The seed does so slowest: a part is a comparison too.

@@ -23,11 +23,11 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
-from grpo_jax.grid import Cell, grid, without_idle_weights
 from grpo_jax.rewards import TIERS, JudgeConfig, RewardWeights, load_reward
+from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
 from grpo_jax.settings import build, settings_of
-from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
-from grpo_jax.sweep import check_sweep, run_sweep, write_results
+from grpo_jax.sweeps.grid import Cell, grid, without_idle_weights
+from grpo_jax.sweeps.sweep import check_sweep, run_sweep, write_results
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # The seed varies slowest, so that a part of the sweep is a comparison too.

@@ -15,12 +15,13 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from grpo_jax import command_line, console, hosts
+from grpo_jax import command_line
 from grpo_jax.config import RunConfig, read_preset
-from grpo_jax.redaction import redacted
-from grpo_jax.report import gain_table
-from grpo_jax.stop_signals import EXIT_STOPPED, Stopped
-from grpo_jax.tables import as_text
+from grpo_jax.files.redaction import redacted
+from grpo_jax.report.page import gain_table
+from grpo_jax.report.tables import as_text
+from grpo_jax.runs import console, hosts
+from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
 from grpo_jax.train import TrainingFailed, train
 
 FLAGS = flags.FLAGS

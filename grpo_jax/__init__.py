@@ -1,3 +1,7 @@
 """GRPO with verifiable rewards for tool-calling language models, in JAX."""
 
-__version__ = "0.1.0"
+from grpo_jax import _moved
+
+__version__ = "0.2.0.dev0"
+
+_moved.install()

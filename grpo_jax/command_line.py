@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags
 
-from grpo_jax.grid import axis_values
 from grpo_jax.settings import REQUIRED, Setting, Settings, build, settings_of
+from grpo_jax.sweeps.grid import axis_values
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 S = TypeVar("S", bound=Settings)

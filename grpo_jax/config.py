@@ -22,15 +22,15 @@ from typing import Any, Literal
 
 import jax
 
-from grpo_jax import hub
-from grpo_jax.installation import PRESETS, TINY_MODEL, git_commit
+from grpo_jax.files import hub
+from grpo_jax.files.redaction import without_secrets
 from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
 from grpo_jax.models import LoraConfig, Remat
-from grpo_jax.redaction import without_secrets
 from grpo_jax.rewards import RewardConfig, reward_files
+from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit
+from grpo_jax.runs.trackers import TRACKERS
 from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
-from grpo_jax.tracking import TRACKERS
 
 Resume = Literal["auto", "never"]
 Dtype = Literal["float32", "bfloat16"]

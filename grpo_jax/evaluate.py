@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo_jax.models import DecoderConfig, Params
+from grpo_jax.report.scores import summarise
 from grpo_jax.rewards import Reward, RewardBreakdown
 from grpo_jax.sampling import generate
-from grpo_jax.schema import ToolTask
-from grpo_jax.scores import summarise
-from grpo_jax.text import completion_text, render
+from grpo_jax.tasks import completion_text, render
+from grpo_jax.tasks.schema import ToolTask
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase

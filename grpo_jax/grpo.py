@@ -31,7 +31,7 @@ from grpo_jax.models import (
   completion_logprobs,
   with_adapters,
 )
-from grpo_jax.placement import split_prompts
+from grpo_jax.models.placement import split_prompts
 from grpo_jax.sharding import AnyMesh, on_mesh, split_parameters, state_shardings
 from grpo_jax.types import Array, GRPOBatch, Prompts, Rollout, TrainState
 

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.config import changed_settings, config_of
 from grpo_jax.rewards import load_reward
-from grpo_jax.rollouts import rollout_rows, rollouts_path
-from grpo_jax.run_folder import whole_lines
+from grpo_jax.runs.checkpoints import Checkpoints
+from grpo_jax.runs.folder import whole_lines
+from grpo_jax.runs.rollouts import rollout_rows, rollouts_path
 from grpo_jax.train import read_data, set_up, take_step
 
 # What is compared of each prompt's record in rollouts/.

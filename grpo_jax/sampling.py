@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from grpo_jax import hosts
 from grpo_jax.config import SamplingConfig
-from grpo_jax.data.batches import bucket_length, pad_prompts
 from grpo_jax.models import (
   DecoderConfig,
   LoraConfig,
@@ -26,7 +24,9 @@ from grpo_jax.models import (
   unstacked,
   with_adapters,
 )
+from grpo_jax.runs import hosts
 from grpo_jax.sharding import AnyMesh, decoding_parameters, on_mesh
+from grpo_jax.tasks.batches import bucket_length, pad_prompts
 from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.

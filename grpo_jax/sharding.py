@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from grpo_jax.models import DecoderConfig, unstacked
 from grpo_jax.models.parameters import declaration, parameters
-from grpo_jax.placement import BATCH_AXES
+from grpo_jax.models.placement import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 AnyMesh = Mesh | AbstractMesh  # the planner has no devices

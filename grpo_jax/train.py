@@ -28,14 +28,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
-from grpo_jax import alarms, hosts
-from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.benchmarking.profiling import profiled_steps
 from grpo_jax.config import GRPOConfig, RunConfig, changed_settings, recorded_date, run_record
-from grpo_jax.console import Progress
-from grpo_jax.data.batches import batch_at
-from grpo_jax.data.jsonl import data_sha256
-from grpo_jax.data.sources import read_tasks
-from grpo_jax.data.summary import data_summary
 from grpo_jax.evaluate import evaluate
 from grpo_jax.files.atomic import disk_is_full, write_text
 from grpo_jax.grpo import (
@@ -58,19 +52,22 @@ from grpo_jax.models import (
   with_adapters,
 )
 from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
-from grpo_jax.profiling import profiled_steps
-from grpo_jax.report import write_report
+from grpo_jax.report.page import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
-from grpo_jax.rollouts import (
+from grpo_jax.runs import alarms, hosts
+from grpo_jax.runs.checkpoints import Checkpoints
+from grpo_jax.runs.console import Progress
+from grpo_jax.runs.folder import claimed, whole_lines
+from grpo_jax.runs.preemption import Stopped, StopSignals
+from grpo_jax.runs.rollouts import (
   StepRecord,
   rollout_metrics,
   score_rollout,
   write_bad_step,
   write_rollouts,
 )
-from grpo_jax.run_folder import claimed, whole_lines
+from grpo_jax.runs.trackers import Tracking
 from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
-from grpo_jax.schema import ToolTask
 from grpo_jax.sharding import (
   batch_parts,
   batch_sharding,
@@ -78,9 +75,12 @@ from grpo_jax.sharding import (
   parameter_sharding,
   state_shardings,
 )
-from grpo_jax.stop_signals import Stopped, StopSignals
-from grpo_jax.text import completion_text, load_tokenizer, render, stop_token_ids
-from grpo_jax.tracking import Tracking
+from grpo_jax.tasks import completion_text, load_tokenizer, render, stop_token_ids
+from grpo_jax.tasks.batches import batch_at
+from grpo_jax.tasks.jsonl import data_sha256
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.sources import read_tasks
+from grpo_jax.tasks.summary import data_summary
 from grpo_jax.types import Rollout, TrainState
 
 Check = Callable[[], None]  # called between phases; may raise `Stopped`

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_jax import hosts
-from grpo_jax.profiling import profiled_steps
+from grpo_jax.benchmarking.profiling import profiled_steps
 from grpo_jax.rewards import RewardConfig, load_reward
-from grpo_jax.rollouts import score_rollout
-from grpo_jax.schema import ToolTask
+from grpo_jax.runs import hosts
+from grpo_jax.runs.rollouts import score_rollout
+from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.types import Prompts, Rollout
 
 # Three prompts of three: half of the completions is no whole number of groups.

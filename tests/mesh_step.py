@@ -22,9 +22,9 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.grpo import GRPOConfig, grpo_step, reference_program, step_key, update_program
 from grpo_jax.models import DecoderConfig, init_params, is_matrix
+from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.sampling import SamplingConfig, sample_program
 from grpo_jax.sharding import batch_sharding, make_mesh, state_shardings
 from grpo_jax.types import Prompts, TrainState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from grpo_jax.text import encode_messages
+from grpo_jax.tasks import encode_messages
 
 
 def assert_plain_text_changes_nothing_else(tokenizer, texts):

@@ -14,9 +14,9 @@ from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params, is_matrix, save_pretrained
 from grpo_jax.rewards import RewardConfig
+from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.sampling import SamplingConfig
-from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
-from grpo_jax.tracking import read_metrics
+from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
 
 TEMPLATE = Path(grpo_jax.__file__).parent / "assets" / "tiny" / "chat_template.jinja"
 CALL = '[{"name": "get_time", "arguments": {"city": "Rome"}}]'

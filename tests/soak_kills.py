@@ -18,8 +18,8 @@ from pathlib import Path
 
 from small_run import assert_same_run, command, small_run
 
-from grpo_jax.run_folder import whole_lines
-from grpo_jax.stop_signals import EXIT_STOPPED
+from grpo_jax.runs.folder import whole_lines
+from grpo_jax.runs.preemption import EXIT_STOPPED
 
 STEPS = 300
 

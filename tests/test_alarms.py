@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from grpo_jax.alarms import ALARMS, raised
+from grpo_jax.runs.alarms import ALARMS, raised
 
 CALM = {
   "entropy": 0.8, "kl": 0.01, "sampling/sampling_logp_difference/mean": 1e-6,

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.types import TrainState
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda count: 0.1))

@@ -8,7 +8,7 @@ import subprocess
 
 from small_run import command, small_run
 
-from grpo_jax import console
+from grpo_jax.runs import console
 
 
 def test_a_run_shows_what_a_person_wants_and_logs_the_rest(tmp_path):

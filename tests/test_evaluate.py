@@ -9,14 +9,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.data.prompts import task_row
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import DecoderConfig, init_params
 from grpo_jax.rewards import BuiltInReward, RewardBreakdown
 from grpo_jax.rewards.batch import InProcess
 from grpo_jax.sampling import generate
-from grpo_jax.schema import ToolSpec, ToolTask
-from grpo_jax.text import render
+from grpo_jax.tasks import render
+from grpo_jax.tasks.schema import ToolSpec, ToolTask
+from grpo_jax.tasks.synthetic.prompts import task_row
 
 TOOL = ToolSpec("t", "", {"type": "object", "properties": {"a": {"type": "string"}}})
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}>"

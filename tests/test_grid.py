@@ -6,7 +6,9 @@ import json
 import pytest
 
 from grpo_jax.config import RunConfig
-from grpo_jax.grid import (
+from grpo_jax.rewards import TIERS, RewardWeights, score
+from grpo_jax.settings import settings_of
+from grpo_jax.sweeps.grid import (
   WEIGHTS_READ,
   Cell,
   axis_values,
@@ -14,9 +16,7 @@ from grpo_jax.grid import (
   with_equal_completions,
   without_idle_weights,
 )
-from grpo_jax.rewards import TIERS, RewardWeights, score
-from grpo_jax.schema import ToolTask
-from grpo_jax.settings import settings_of
+from grpo_jax.tasks.schema import ToolTask
 
 SETTINGS = settings_of(RunConfig)
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from small_run import command, small_run
 
-from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.models import load_pretrained
-from grpo_jax.run_folder import whole_lines
-from grpo_jax.stop_signals import EXIT_STOPPED
+from grpo_jax.runs.checkpoints import Checkpoints
+from grpo_jax.runs.folder import whole_lines
+from grpo_jax.runs.preemption import EXIT_STOPPED
 
 STEPS = 4
 MESH = "--mesh=data:2,fsdp:4"

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from grpo_jax import hub
+from grpo_jax.files import hub
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 WEIGHTS = os.urandom(24_000_000)  # the client keeps whole pieces of 10 MB of a cut download
@@ -106,7 +106,7 @@ def server():
 
 SCRIPT = """
 import sys
-from grpo_jax import hub
+from grpo_jax.files import hub
 try:
   print(hub.checkpoint_folder(sys.argv[1], hub.CONFIG_FILES + hub.WEIGHT_FILES))
 except OSError as error:

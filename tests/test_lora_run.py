@@ -17,11 +17,11 @@ import pytest
 from grpo_jax import train as training
 from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
-from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import attach, forward, load_adapters, load_pretrained, merge
 from grpo_jax.rewards import RewardConfig
+from grpo_jax.runs.installation import TINY_MODEL
+from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.sampling import SamplingConfig
-from grpo_jax.tracking import read_metrics
 from grpo_jax.train import train
 
 # Short answers of the embedded policy all fail: this gives every group a spread.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grpo_jax.profiling import phase_table, profiled_steps
+from grpo_jax.benchmarking.profiling import phase_table, profiled_steps
 
 WORK = jax.jit(lambda x: jnp.sin(x) @ x)
 

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 from small_run import STEPS, assert_same_run, command, small_run
 
-from grpo_jax import run_folder
 from grpo_jax import train as training
-from grpo_jax.checkpoints import SEAL, Checkpoints
-from grpo_jax.data.jsonl import write_jsonl
 from grpo_jax.files import atomic
 from grpo_jax.models.tensor_file import write_tensors
 from grpo_jax.replay import replay
-from grpo_jax.stop_signals import EXIT_STOPPED
-from grpo_jax.tracking import read_metrics
+from grpo_jax.runs import folder as run_folder
+from grpo_jax.runs.checkpoints import SEAL, Checkpoints
+from grpo_jax.runs.preemption import EXIT_STOPPED
+from grpo_jax.runs.trackers import read_metrics
+from grpo_jax.tasks.jsonl import write_jsonl
 from grpo_jax.train import TrainingFailed, train
 
 LONG = 40  # steps of the runs that are killed
@@ -94,7 +94,7 @@ def test_killed_runs_end_as_one_that_never_stopped(settings, tmp_path):
 def test_the_second_signal_leaves_at_once(tmp_path):
   program = (
     "import time, sys\n"
-    "from grpo_jax.stop_signals import StopSignals\n"
+    "from grpo_jax.runs.preemption import StopSignals\n"
     "with StopSignals():\n"
     "  print('ready', flush=True)\n"
     "  time.sleep(60)\n"
@@ -209,7 +209,7 @@ def test_torn_metrics_are_repaired_from_a_checkpoint(copied, whole):
 def test_another_process_on_the_folder_is_refused(settings, tmp_path):
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
   program = (
-    "import sys, time\nfrom pathlib import Path\nfrom grpo_jax.run_folder import claimed\n"
+    "import sys, time\nfrom pathlib import Path\nfrom grpo_jax.runs.folder import claimed\n"
     "with claimed(Path(sys.argv[1])):\n  print('claimed', flush=True)\n  time.sleep(60)\n"
   )
   holder = subprocess.Popen(
@@ -479,8 +479,8 @@ def test_what_else_goes_wrong_with_a_lock_is_an_error(tmp_path, monkeypatch):
 def test_several_processes_write_one_file_and_lose_nothing(tmp_path):
   program = (
     "import sys\nfrom pathlib import Path\n"
-    "from grpo_jax.data.jsonl import write_jsonl\n"
-    "from grpo_jax.run_folder import write_text\n"
+    "from grpo_jax.tasks.jsonl import write_jsonl\n"
+    "from grpo_jax.runs.folder import write_text\n"
     "for n in range(200):\n"
     "  write_text(Path(sys.argv[1]) / 'a.json', sys.argv[2] * 1000)\n"
     "  write_jsonl([{'who': sys.argv[2]}] * 50, Path(sys.argv[1]) / 'b.jsonl')\n"
@@ -524,7 +524,7 @@ def test_a_failed_write_of_tensors_leaves_nothing_behind(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_run(tmp_path):
   program = (
-    "import os, sys\nfrom pathlib import Path\nfrom grpo_jax.run_folder import replaced\n"
+    "import os, sys\nfrom pathlib import Path\nfrom grpo_jax.runs.folder import replaced\n"
     "with replaced(Path(sys.argv[1])) as file:\n"
     "  file.write(b'half')\n  file.flush()\n  os.kill(os.getpid(), 9)\n"
   )

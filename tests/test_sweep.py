@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from small_run import signal_defaults
 
-from grpo_jax.data.synthetic import generate
-from grpo_jax.grid import Cell, grid
-from grpo_jax.schema import ToolTask
-from grpo_jax.sweep import (
+from grpo_jax.sweeps.grid import Cell, grid
+from grpo_jax.sweeps.sweep import (
   RECORD,
   draw_results,
   over_seeds,
@@ -22,6 +20,8 @@ from grpo_jax.sweep import (
   results_table,
   run_sweep,
 )
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.synthetic.splits import generate
 
 CELLS = grid({"reward": ["binary", "tiered"], "seed": [0, 1]})
 
@@ -194,9 +194,9 @@ sys.exit(75)
 SWEEP = """
 import json, sys
 from pathlib import Path
-from grpo_jax.grid import Cell
-from grpo_jax.stop_signals import Stopped
-from grpo_jax.sweep import run_sweep
+from grpo_jax.sweeps.grid import Cell
+from grpo_jax.runs.preemption import Stopped
+from grpo_jax.sweeps.sweep import run_sweep
 cells = [Cell({'seed': 0}), Cell({'seed': 1})]
 try:
   print(run_sweep(cells, Path(sys.argv[1]), json.loads(sys.argv[2]), own_flags=()))

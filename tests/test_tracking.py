@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from grpo_jax.tracking import Tracking, read_metrics
+from grpo_jax.runs.trackers import Tracking, read_metrics
 
 
 def log_steps(run_dir, steps, track=(), start_step=0, config=None):

@@ -16,8 +16,8 @@ from grpo_jax import train as training
 from grpo_jax.models import load_pretrained
 from grpo_jax.replay import replay
 from grpo_jax.rewards import load_reward
-from grpo_jax.text import load_tokenizer
-from grpo_jax.tracking import read_metrics
+from grpo_jax.runs.trackers import read_metrics
+from grpo_jax.tasks import load_tokenizer
 from grpo_jax.train import train
 
 

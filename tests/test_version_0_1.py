@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.config import OptimizerConfig, config_of
 from grpo_jax.models import DecoderConfig, LoraConfig, init_adapters, init_params
 from grpo_jax.optimizers import make_optimizer
-from grpo_jax.tracking import read_metrics
+from grpo_jax.runs.checkpoints import Checkpoints
+from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.train import train
 from grpo_jax.types import TrainState
 

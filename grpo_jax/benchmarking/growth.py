@@ -15,7 +15,7 @@ from grpo_jax.benchmarking.shapes import Workload, qwen2
 from grpo_jax.benchmarking.timing import TimedStep, spread
 from grpo_jax.benchmarking.work import RandomWork
 from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.plots import BLUE, DPI, GREEN
+from grpo_jax.report.plots import BLUE, DPI, GREEN
 
 LAYOUTS = {"shared": False, "repeated": True}  # whether `TimedStep` repeats prompts
 Axes = Mapping[str, Sequence[int]]  # by the name of a `Point`'s field

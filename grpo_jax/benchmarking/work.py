@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 from grpo_jax.benchmarking.shapes import Workload
-from grpo_jax.data.batches import batch_at
-from grpo_jax.data.synthetic import generate
-from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import DecoderConfig, Params, init_params, load_pretrained
 from grpo_jax.models.config import Dtype
+from grpo_jax.runs.installation import TINY_MODEL
 from grpo_jax.sampling import LENGTH_BUCKETS
-from grpo_jax.schema import ToolTask
-from grpo_jax.text import completion_text, load_tokenizer, render, render_text, stop_token_ids
+from grpo_jax.tasks import completion_text, load_tokenizer, render, render_text, stop_token_ids
+from grpo_jax.tasks.batches import batch_at
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.synthetic.splits import generate
 from grpo_jax.types import Rollout
 
 FIRST_TOKEN = 3  # those below are special in the shapes' vocabularies

@@ -28,10 +28,10 @@ from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
 from grpo_jax.models.layers import PRODUCT, RMSNorm
 from grpo_jax.models.parameters import Params, in_compute_dtype
+from grpo_jax.models.placement import looked_up, split_prompts
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.models.transformer_layer import Row, apply_layer, positions_of
 from grpo_jax.models.xla_cpu import flat, stored
-from grpo_jax.placement import looked_up, split_prompts
 from grpo_jax.types import Array
 
 EVERYTHING = 2**30  # a window that no sequence fills

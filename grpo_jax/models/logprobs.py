@@ -17,8 +17,8 @@ from jax import lax
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.decoder import Remat, completion_hidden, head_kernel
 from grpo_jax.models.parameters import Params
+from grpo_jax.models.placement import gathered_once
 from grpo_jax.models.xla_cpu import over_first
-from grpo_jax.placement import gathered_once
 from grpo_jax.types import Array
 
 CHUNK_BYTES = 2**27

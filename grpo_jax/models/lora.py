@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import hub
+from grpo_jax.files import hub
 from grpo_jax.models.checkpoint import read_json
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.parameters import (

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from grpo_jax.models.kv_cache import LayerKV
-from grpo_jax.placement import BATCH_AXES, prompt_parts
+from grpo_jax.models.placement import BATCH_AXES, prompt_parts
 from grpo_jax.types import Array
 
 LANES = 128  # the kernel's heads come in multiples of this width,

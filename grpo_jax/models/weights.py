@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from grpo_jax import hub
+from grpo_jax.files import hub
 from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
 from grpo_jax.models.config import DecoderConfig, Dtype, token_ids
 from grpo_jax.models.parameters import (

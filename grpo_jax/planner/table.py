@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_jax.planner.report import GIB
-from grpo_jax.tables import Row
+from grpo_jax.report.tables import Row
 
 
 def plan_rows(records: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:

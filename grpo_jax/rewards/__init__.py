@@ -6,8 +6,8 @@ from grpo_jax.rewards.combine import CombinedReward
 from grpo_jax.rewards.custom import CustomReward
 from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
 from grpo_jax.rewards.load import RewardConfig, load_reward, reward_files
-from grpo_jax.rewards.parsed import PARSE_ERRORS, ParseResult
-from grpo_jax.rewards.parser import PARSE_MODES, parse
+from grpo_jax.rewards.parsing.parsed import PARSE_ERRORS, ParseResult
+from grpo_jax.rewards.parsing.parser import PARSE_MODES, parse
 from grpo_jax.rewards.tiers import TIERS, binary, graded, score, tiered, toolrl
 
 __all__ = [

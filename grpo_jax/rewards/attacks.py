@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from grpo_jax.schema import BEHAVIORS, Behavior, ToolCall, ToolSpec, ToolTask
+from grpo_jax.tasks.schema import BEHAVIORS, Behavior, ToolCall, ToolSpec, ToolTask
 
 #: How bad an answer is; a worse kind must not pay more, on average, than a less bad one.
 Severity = Literal["gold", "slip", "fault"]

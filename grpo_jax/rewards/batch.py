@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from grpo_jax.rewards.breakdown import RewardBreakdown, RewardWeights
-from grpo_jax.rewards.parser import ParseMode
+from grpo_jax.rewards.parsing.parser import ParseMode
 from grpo_jax.rewards.tiers import BUILT_IN, DEFAULT_WEIGHTS, TIERS, Tiers
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 
 class Reward(Protocol):

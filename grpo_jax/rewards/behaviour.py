@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from grpo_jax.rewards.refusals import declines, offers_other_help
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 TextKind = Literal["asks", "declines", "hedging", "degenerate", "states"]
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from grpo_jax.rewards.batch import InProcess, Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 Normalise = Literal["none", "group", "batch"]
 NORMALISATIONS: tuple[Normalise, ...] = get_args(Normalise)

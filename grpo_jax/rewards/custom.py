@@ -18,11 +18,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, get_args
 
-from grpo_jax.redaction import redacted
+from grpo_jax.files.redaction import redacted
 from grpo_jax.rewards.batch import InProcess
 from grpo_jax.rewards.breakdown import RewardBreakdown, Shown
 from grpo_jax.rewards.tiers import tiered
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 _START_LIMIT = 60.0  # seconds for a worker to import the user's file
 _MAX_LOG = 1 << 20  # bytes of a worker's stderr that are kept

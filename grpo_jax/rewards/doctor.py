@@ -10,7 +10,7 @@ from statistics import fmean
 
 from grpo_jax.rewards.attacks import Attack, Severity, attacks_on, constant_answers
 from grpo_jax.rewards.batch import Reward
-from grpo_jax.schema import BEHAVIORS, Behavior, ToolTask
+from grpo_jax.tasks.schema import BEHAVIORS, Behavior, ToolTask
 
 #: A cheap answer that never looks at the task must not earn more than this share of the maximum.
 CONSTANT_LIMIT = 0.3

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from grpo_jax.redaction import HIDDEN, redacted
+from grpo_jax.files.redaction import HIDDEN, redacted
 from grpo_jax.rewards.batch import InProcess, Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
-from grpo_jax.schema import ToolTask
 from grpo_jax.settings import REQUIRED, Settings, setting
+from grpo_jax.tasks.schema import ToolTask
 
 Judged = Literal["texts", "answers"]
 

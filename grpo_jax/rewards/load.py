@@ -11,7 +11,7 @@ from grpo_jax.rewards.breakdown import RewardWeights
 from grpo_jax.rewards.combine import CombinedReward, Normalise
 from grpo_jax.rewards.custom import CustomReward
 from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
-from grpo_jax.rewards.parser import ParseMode
+from grpo_jax.rewards.parsing.parser import ParseMode
 from grpo_jax.rewards.tiers import TIERS
 from grpo_jax.settings import Settings, setting
 

@@ -9,11 +9,11 @@ from typing import Literal, get_args
 
 from grpo_jax.rewards.behaviour import TextKind, asks_for_missing, read_text
 from grpo_jax.rewards.breakdown import RewardBreakdown, RewardWeights, Shown
-from grpo_jax.rewards.parsed import ParseResult
-from grpo_jax.rewards.parser import ParseMode, parse
-from grpo_jax.rewards.tool_call import CallComparison, compare_calls
+from grpo_jax.rewards.matching.tool_call import CallComparison, compare_calls
+from grpo_jax.rewards.parsing.parsed import ParseResult
+from grpo_jax.rewards.parsing.parser import ParseMode, parse
 from grpo_jax.rewards.toolrl import scaled, toolrl_parts
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 Tiers = Literal["tiered", "binary", "graded", "toolrl"]
 TIERS: tuple[Tiers, ...] = get_args(Tiers)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from grpo_jax.rewards.parsed import ParseResult
-from grpo_jax.schema import ToolCall, ToolTask
+from grpo_jax.rewards.parsing.parsed import ParseResult
+from grpo_jax.tasks.schema import ToolCall, ToolTask
 
 CORRECTNESS_RANGE = (-3.0, 3.0)
 FORMAT_RANGE = (0.0, 1.0)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.rewards.breakdown import RewardBreakdown
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 #: A call that runs this many times its limit ends the process even if the parent is gone.
 _LIMIT_FACTOR = 2.0

@@ -14,10 +14,10 @@ from grpo_jax.benchmarking.peers import write_work
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.benchmarking.timing import TimedStep
 from grpo_jax.benchmarking.work import ToolWork, text_reward
-from grpo_jax.data.batches import bucket_length
 from grpo_jax.rewards import load_reward
 from grpo_jax.sampling import LENGTH_BUCKETS
-from grpo_jax.text import load_tokenizer
+from grpo_jax.tasks import load_tokenizer
+from grpo_jax.tasks.batches import bucket_length
 
 TURNS = Path(__file__).parents[2] / "experiments" / "peers" / "turns.py"
 LOAD = Workload(prompts=4, group_size=2, completion_tokens=64)

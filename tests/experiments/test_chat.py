@@ -72,8 +72,8 @@ import json, pathlib, runpy, sys
 import jax
 from grpo_jax.models import load_pretrained
 from grpo_jax.sampling import SamplingConfig, generate
-from grpo_jax.schema import ToolSpec
-from grpo_jax.text import load_tokenizer
+from grpo_jax.tasks.schema import ToolSpec
+from grpo_jax.tasks import load_tokenizer
 chat = runpy.run_path(sys.argv[1])
 config, params = load_pretrained(sys.argv[2])
 tokenizer = load_tokenizer(sys.argv[2])
@@ -171,7 +171,7 @@ def test_a_conversation_can_be_started_over(model, parts):
 
 VERDICT = """
 import json, runpy, sys
-from grpo_jax.schema import ToolSpec
+from grpo_jax.tasks.schema import ToolSpec
 verdict = runpy.run_path(sys.argv[1])["verdict"]
 for parameters in json.loads(sys.argv[2]):
   tool = ToolSpec.from_json({"name": "f", "parameters": parameters})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax.data.synthetic import generate
+from grpo_jax.tasks.synthetic.splits import generate
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "check_reward.py"
 

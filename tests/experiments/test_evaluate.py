@@ -13,10 +13,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grpo_jax.data.jsonl import write_jsonl
-from grpo_jax.data.synthetic import generate
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
-from grpo_jax.text import load_tokenizer
+from grpo_jax.tasks import load_tokenizer
+from grpo_jax.tasks.jsonl import write_jsonl
+from grpo_jax.tasks.synthetic.splits import generate
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "evaluate.py"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"

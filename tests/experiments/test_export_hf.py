@@ -24,7 +24,7 @@ from grpo_jax.models import (
   save_adapters,
   save_pretrained,
 )
-from grpo_jax.text import load_tokenizer
+from grpo_jax.tasks import load_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "experiments/export_hf.py"
 

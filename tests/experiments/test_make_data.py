@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from grpo_jax.data.jsonl import load_tasks
-from grpo_jax.data.synthetic import SPLITS, generate
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.jsonl import load_tasks
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.synthetic.splits import SPLITS, generate
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "make_data.py"
 

@@ -14,13 +14,13 @@ import jax
 import pytest
 from small_run import signal_defaults
 
-from grpo_jax.data.jsonl import write_jsonl
-from grpo_jax.data.synthetic import generate
-from grpo_jax.installation import TINY_MODEL
 from grpo_jax.models import DecoderConfig, init_params, save_pretrained
-from grpo_jax.stop_signals import EXIT_STOPPED
-from grpo_jax.sweep import is_finished
-from grpo_jax.text.train_tokenizer import save_tokenizer, train_tokenizer
+from grpo_jax.runs.installation import TINY_MODEL
+from grpo_jax.runs.preemption import EXIT_STOPPED
+from grpo_jax.sweeps.sweep import is_finished
+from grpo_jax.tasks.jsonl import write_jsonl
+from grpo_jax.tasks.synthetic.splits import generate
+from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
 
 TOOL = {
   "name": "f",

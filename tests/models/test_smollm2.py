@@ -14,8 +14,8 @@ import pytest
 
 from grpo_jax.models import forward, load_pretrained
 from grpo_jax.sampling import generate
-from grpo_jax.schema import ToolTask
-from grpo_jax.text import load_tokenizer, render, stop_token_ids
+from grpo_jax.tasks import load_tokenizer, render, stop_token_ids
+from grpo_jax.tasks.schema import ToolTask
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "experiments/fetch_smollm2.py"

@@ -17,10 +17,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["grpo_jax"]):
-  from grpo_jax.data.synthetic import generate
   from grpo_jax.rewards import ERRORS, PARSE_ERRORS, PARSE_MODES, TIERS, parse, score
   from grpo_jax.rewards.attacks import attacks_on
-  from grpo_jax.schema import BEHAVIORS, ToolTask
+  from grpo_jax.tasks.schema import BEHAVIORS, ToolTask
+  from grpo_jax.tasks.synthetic.splits import generate
 
 TASKS = [ToolTask.from_row(row) for row in generate(0, "train", 40)]
 # Beside the generator's tasks: parallel calls, accepted values, and no tools at all.

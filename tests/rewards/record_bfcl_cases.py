@@ -179,7 +179,7 @@ def main(root: Path, out: str) -> None:
       mutated = [calls for calls in mutations(gold, tools, rng) if calls]
       if out == "--all":
         from grpo_jax.rewards import score
-        from grpo_jax.schema import ToolTask
+        from grpo_jax.tasks.schema import ToolTask
 
         task = ToolTask.from_row(task_row(tools, accepted, gold))
         for calls in answers + mutated:

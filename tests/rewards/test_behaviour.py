@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grpo_jax.rewards.behaviour import asks_for_missing, read_text
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 
 @pytest.mark.parametrize(

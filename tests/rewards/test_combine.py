@@ -7,7 +7,7 @@ import pytest
 from grpo_jax.rewards import BuiltInReward, CombinedReward, RewardBreakdown
 from grpo_jax.rewards.batch import InProcess
 from grpo_jax.rewards.combine import normalised
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 TASK = ToolTask.from_row({"prompt": "x", "reward_model": {"ground_truth": "Which city?"}})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from grpo_jax.rewards import ERRORS, RewardConfig, load_reward
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 TASK = ToolTask.from_row(
   {
@@ -160,7 +160,7 @@ def test_workers_die_with_a_killed_parent(nasty):
     "from tests_task import *",
     "import os, sys\n"
     "from grpo_jax.rewards import RewardConfig, load_reward\n"
-    "from grpo_jax.schema import ToolTask\n"
+    "from grpo_jax.tasks.schema import ToolTask\n"
     "TASK = ToolTask.from_row({'prompt': 'x', 'reward_model': {'ground_truth': 'Which?'}})",
   )
   done = subprocess.run(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_jax.data.synthetic import generate
 from grpo_jax.rewards import BuiltInReward, RewardBreakdown, RewardWeights, score
 from grpo_jax.rewards.attacks import other_type, other_value
 from grpo_jax.rewards.batch import InProcess
 from grpo_jax.rewards.doctor import as_table, diagnose
-from grpo_jax.rewards.values import equal_values
-from grpo_jax.schema import ToolTask
+from grpo_jax.rewards.matching.values import equal_values
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.synthetic.splits import generate
 
 TASKS = [ToolTask.from_row(row) for row in generate(0, "train", 60)]
 

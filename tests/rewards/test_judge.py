@@ -16,7 +16,7 @@ import pytest
 
 from grpo_jax.rewards import BuiltInReward, JudgeConfig, JudgeReward, RewardConfig, load_reward
 from grpo_jax.rewards.judge import read_score
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 pytest.importorskip("openai")
 

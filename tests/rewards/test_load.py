@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from grpo_jax.rewards import TIERS, CombinedReward, RewardConfig, RewardWeights, load_reward
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 TASK = ToolTask.from_row({"prompt": "x", "reward_model": {"ground_truth": "Which city?"}})
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_jax.rewards import PARSE_ERRORS, parse
-from grpo_jax.schema import ToolCall
+from grpo_jax.tasks.schema import ToolCall
 
 F = '{"name": "f", "arguments": {"a": 1}}'
 G = '{"name": "g.h", "arguments": {"b": "x", "c": [1, null]}}'

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from grpo_jax.rewards import score
-from grpo_jax.rewards.possible_answers import is_accepted
-from grpo_jax.schema import ToolTask
+from grpo_jax.rewards.matching.possible_answers import is_accepted
+from grpo_jax.tasks.schema import ToolTask
 
 CASES = Path(__file__).parent / "bfcl_cases.jsonl"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.synthetic import generate
 from grpo_jax.rewards import ERRORS, PARSE_ERRORS, PARSE_MODES, TIERS, parse, score
-from grpo_jax.schema import ToolCall, ToolTask
+from grpo_jax.tasks.schema import ToolCall, ToolTask
+from grpo_jax.tasks.synthetic.splits import generate
 
 TASKS = [ToolTask.from_row(row) for row in generate(3, "train", 24)] + [
   ToolTask.from_row(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_jax.rewards.tool_call import compare_calls
-from grpo_jax.schema import ToolCall, ToolTask
+from grpo_jax.rewards.matching.tool_call import compare_calls
+from grpo_jax.tasks.schema import ToolCall, ToolTask
 
 TOOLS = [
   {

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from grpo_jax.rewards import score
-from grpo_jax.schema import ToolTask
+from grpo_jax.tasks.schema import ToolTask
 
 
 def execute(*calls: tuple[str, dict]) -> ToolTask:

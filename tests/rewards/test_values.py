@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.rewards.values import equal_values
+from grpo_jax.rewards.matching.values import equal_values
 
 DATE_TIME = {"type": "string", "format": "date-time"}
 POINT = {

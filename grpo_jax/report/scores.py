@@ -1,0 +1,230 @@
+"""What a set of scored completions says: means with intervals, by behaviour, tool and error."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.rewards import RewardBreakdown
+from grpo_jax.tasks.schema import BEHAVIORS, ToolTask
+
+SHOWN = (*BEHAVIORS, "other")
+# Random indices drawn at a time: bounds the memory of a bootstrap at some 60 MB.
+MAX_DRAWS_AT_ONCE = 4_000_000
+
+
+def summarise(
+  tasks: Sequence[ToolTask],
+  breakdowns: Sequence[Sequence[RewardBreakdown]],
+  *,
+  seed: int,
+  resamples: int = 2000,
+) -> dict[str, Any]:
+  """Scores one split: the mean reward with its interval, and where the reward is lost.
+
+  Intervals are percentile bootstraps over tasks: the samples of a task are averaged first, since
+  they are not independent of each other.
+
+  Args:
+    tasks: the tasks of the split.
+    breakdowns: for each task, the rewards of its samples; equally many for every task.
+    seed: of the bootstrap.
+    resamples: bootstrap resamples.
+
+  Returns:
+    A JSON-ready mapping: `n` tasks and `samples` per task; `reward_mean`, `reward_ci95`;
+    `by_behavior` and `by_tool`, each name with `mean`, `ci95`, `n`; `confusion[wanted][shown]`,
+    counts of completions; `error_rates`, the share of all completions by error code;
+    `wrong_arguments[tool][argument]`, the share of that tool's execute completions.
+
+  Raises:
+    ValueError: no task, or not equally many samples for each.
+  """
+  samples = {len(group) for group in breakdowns}
+  if not tasks or len(tasks) != len(breakdowns) or len(samples) != 1 or 0 in samples:
+    raise ValueError(
+      f"{len(tasks)} tasks with {sorted(samples)} samples of {len(breakdowns)} tasks; expected at "
+      "least one task, and equally many samples (at least one) for each"
+    )
+  rewards = np.array([[found.total for found in group] for group in breakdowns], dtype=np.float64)
+  task_means = rewards.mean(axis=1)
+  mean = _mean_of(task_means, seed, resamples)
+  tools = [task.tool_name for task in tasks]
+  errors = Counter(found.error for group in breakdowns for found in group if found.error)
+  confusion = {wanted: dict.fromkeys(SHOWN, 0) for wanted in BEHAVIORS}
+  for task, group in zip(tasks, breakdowns, strict=True):
+    for found in group:
+      confusion[task.behavior][found.shown] += 1
+  return {
+    "n": len(tasks),
+    "samples": samples.pop(),
+    "reward_mean": mean["mean"],
+    "reward_ci95": mean["ci95"],
+    "by_behavior": _means_by(
+      [task.behavior for task in tasks], BEHAVIORS, task_means, seed, resamples
+    ),
+    "by_tool": _means_by(tools, sorted(set(tools) - {""}), task_means, seed, resamples),
+    "confusion": confusion,
+    "error_rates": {
+      code: count / rewards.size for code, count in sorted(errors.items(), key=_most_first)
+    },
+    "wrong_arguments": _wrong_argument_rates(tasks, breakdowns),
+  }
+
+
+def compare(
+  base_rows: Sequence[Mapping[str, Any]],
+  final_rows: Sequence[Mapping[str, Any]],
+  *,
+  seed: int,
+  resamples: int = 2000,
+) -> dict[str, Any]:
+  """Compares two evaluations of the same tasks, task by task.
+
+  Tasks are resampled in pairs, which is narrower than two separate intervals: a task that is hard
+  for one policy is hard for the other. The relative gain is `final_mean / base_mean - 1`.
+
+  Args:
+    base_rows: the rows of `evaluate`, before.
+    final_rows: the rows of `evaluate`, after; the number of samples a task may differ.
+    seed: of the bootstrap.
+    resamples: bootstrap resamples.
+
+  Returns:
+    A JSON-ready mapping: `n`, `base_mean`, `final_mean`, `difference`, `difference_ci95`,
+    `relative_gain`, `relative_gain_ci95` (both None where a base mean is not positive), and
+    `by_behavior` with the same for each wanted behaviour.
+
+  Raises:
+    ValueError: the two evaluations are not of the same tasks.
+  """
+  wanted, base = _task_means(base_rows)
+  final_wanted, final = _task_means(final_rows)
+  if not wanted or wanted != final_wanted:
+    raise ValueError("the two evaluations are not of the same tasks, in the same order")
+  behaviors = np.array([behavior for _, behavior in wanted])
+  return {
+    **_paired(base, final, seed, resamples),
+    "by_behavior": {
+      behavior: _paired(base[behaviors == behavior], final[behaviors == behavior], seed, resamples)
+      for behavior in BEHAVIORS
+      if (behaviors == behavior).any()
+    },
+  }
+
+
+def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str] | None:
+  """The names of the settings that two summaries of a split do not share.
+
+  Args:
+    before: what `summarise` returns, with `settings` where they were written down.
+    after: the same, of the other evaluation.
+
+  Returns:
+    The names; None where one of the two does not say how it was made.
+  """
+  one, two = before.get("settings"), after.get("settings")
+  if one is None or two is None:
+    return None
+  return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+  """The means of `resamples` resamples with replacement.
+
+  Args:
+    values: float [N] or [N, C]; the columns are resampled together.
+    seed: every call with the same N and seed draws the same resamples.
+    resamples: how many.
+
+  Returns:
+    float64 [resamples] or [resamples, C].
+  """
+  rng = np.random.default_rng(seed)
+  size = len(values)
+  at_once = max(1, MAX_DRAWS_AT_ONCE // size)
+  chunks = [
+    values[rng.integers(0, size, (min(at_once, resamples - start), size))].mean(axis=1)
+    for start in range(0, resamples, at_once)
+  ]
+  return np.concatenate(chunks)
+
+
+def interval95(statistics: np.ndarray) -> list[float]:
+  """The 2.5th and 97.5th percentile, as a JSON-ready pair."""
+  low, high = np.percentile(statistics, (2.5, 97.5))
+  return [float(low), float(high)]
+
+
+def _mean_of(values: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+  return {
+    "mean": float(values.mean()),
+    "ci95": interval95(bootstrap_means(values, seed, resamples)),
+    "n": len(values),
+  }
+
+
+def _means_by(
+  names: Sequence[str], order: Sequence[str], values: np.ndarray, seed: int, resamples: int
+) -> dict[str, dict[str, Any]]:
+  names_N = np.array(names)
+  return {
+    name: _mean_of(values[names_N == name], seed, resamples) for name in order if name in names
+  }
+
+
+def _wrong_argument_rates(
+  tasks: Sequence[ToolTask], breakdowns: Sequence[Sequence[RewardBreakdown]]
+) -> dict[str, dict[str, float]]:
+  wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
+  completions: Counter[str] = Counter()
+  for task, group in zip(tasks, breakdowns, strict=True):
+    if task.behavior == "execute":
+      completions[task.tool_name] += len(group)
+      for found in group:
+        wrong[task.tool_name].update(found.wrong_arguments)
+  return {
+    tool: {
+      name: count / completions[tool]
+      for name, count in sorted(wrong[tool].items(), key=_most_first)
+    }
+    for tool in sorted(wrong)
+    if wrong[tool]
+  }
+
+
+def _task_means(rows: Iterable[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], np.ndarray]:
+  """What identifies each task, and its mean reward, in the order of the tasks."""
+  rewards: defaultdict[int, list[float]] = defaultdict(list)
+  identity: dict[int, tuple[str, str]] = {}
+  for row in rows:
+    rewards[row["index"]].append(row["reward"])
+    identity[row["index"]] = (row["id"] or row["request"], row["wanted"])
+  order = sorted(rewards)
+  means = np.array([np.mean(rewards[index]) for index in order])
+  return [identity[index] for index in order], means
+
+
+def _paired(base: np.ndarray, final: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+  means = bootstrap_means(np.stack([base, final], axis=1), seed, resamples)
+  base_mean, final_mean = float(base.mean()), float(final.mean())
+  gain, gain_ci95 = None, None
+  if base_mean > 0 and (means[:, 0] > 0).all():
+    gain = final_mean / base_mean - 1
+    gain_ci95 = interval95(means[:, 1] / means[:, 0] - 1)
+  return {
+    "n": len(base),
+    "base_mean": base_mean,
+    "final_mean": final_mean,
+    "difference": final_mean - base_mean,
+    "difference_ci95": interval95(means[:, 1] - means[:, 0]),
+    "relative_gain": gain,
+    "relative_gain_ci95": gain_ci95,
+  }
+
+
+def _most_first(item: tuple[str, int]) -> tuple[int, str]:
+  return -item[1], item[0]

@@ -1,0 +1,86 @@
+"""What parsing a completion gives: calls or an error code, and the limits that hold for both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from grpo_jax.files.json_text import MAX_DEPTH, MAX_DIGITS
+from grpo_jax.tasks.schema import ToolCall
+
+MAX_CHARS = 65_536
+MAX_CALLS = 128
+
+#: Every value of `ParseResult.error`, with its meaning.
+PARSE_ERRORS: Mapping[str, str] = MappingProxyType(
+  {
+    "empty": "nothing but white space",
+    "text": "plain text without any sign of a call",
+    "bad_json": "begins like a call, and is not JSON (cut off, a missing comma, single quotes)",
+    "not_a_call": "JSON, but not calls: each is exactly an object with name and arguments",
+    "empty_list": "an empty list of calls",
+    "surrounding_text": "a call with text before, between or after",
+    "other_form": "a call in a form that this mode does not take",
+    "mixed_forms": "calls in more than one form",
+    "duplicate_key": "an object with the same key twice",
+    "not_finite": "NaN or an infinity",
+    "huge_number": f"a number of more than {MAX_DIGITS} digits, or beyond a float's range",
+    "lone_surrogate": "half of a surrogate pair, which no file can hold",
+    "too_deep": f"nested deeper than {MAX_DEPTH}",
+    "too_long": f"more than {MAX_CHARS} characters",
+    "too_many_calls": f"more than {MAX_CALLS} calls",
+    "not_literal": "Python-call syntax with positional arguments, or values that are no literals",
+  }
+)
+
+OPEN_TAG, CLOSE_TAG = "<tool_call>", "</tool_call>"
+PYTHON_TAG = "<|python_tag|>"
+
+
+@dataclass(frozen=True, slots=True)
+class ParseResult:
+  """The calls in a text, or why there are none; exactly one of `calls` and `error` is set.
+
+  Attributes:
+    calls: the calls, in order.
+    error: one of `PARSE_ERRORS`, or None.
+    form: how the calls were written: `list` or `blocks`; in `auto` also `object` and `python`.
+  """
+
+  calls: tuple[ToolCall, ...] = ()
+  error: str | None = None
+  form: str = ""
+
+  @property
+  def attempted(self) -> bool:
+    """Whether a call was made or meant, well or badly."""
+    return self.error not in ("empty", "text")
+
+
+_CALL_START = re.compile(r"[\[{]|```|<tool_call|<\|python_tag\||\[?[A-Za-z_][\w.]*\(")
+_CALL_SIGNS = (OPEN_TAG, CLOSE_TAG, PYTHON_TAG, '{"name"', '[{"')
+
+
+def has_call_sign(text: str) -> bool:
+  """Whether a text holds what only calls hold, anywhere."""
+  if any(sign in text for sign in _CALL_SIGNS):
+    return True
+  return '"name"' in text and ('"arguments"' in text or '"parameters"' in text)
+
+
+def looks_like_call(text: str) -> bool:
+  """Whether a text that holds no accepted call was still meant as one, or quotes one."""
+  return _CALL_START.match(text) is not None or has_call_sign(text)
+
+
+def read_call(value: Any) -> ToolCall | None:
+  """Reads `{"name": text, "arguments": object}` with exactly these keys, or returns None."""
+  if not isinstance(value, dict) or len(value) != 2:
+    return None
+  name, arguments = value.get("name"), value.get("arguments")
+  if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+    return None
+  return ToolCall(name, arguments)

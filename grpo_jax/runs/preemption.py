@@ -1,0 +1,125 @@
+"""Preemption: the first SIGTERM or SIGINT asks for a checkpoint, the second leaves at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from grpo_jax.runs import hosts
+
+# sysexits' EX_TEMPFAIL: try again later. Launchers can tell it from a failure.
+EXIT_STOPPED = 75
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+  """The run was asked to stop, and has been checkpointed."""
+
+
+class StopSignals:
+  """Catches the signals while it is entered (in the main thread; elsewhere it does nothing)."""
+
+  def __init__(self) -> None:
+    self._requested = ""
+    self._before: dict[signal.Signals, Any] = {}
+
+  def check(self) -> None:
+    """Ends what the caller does, between two phases, if a stop was asked for on any host.
+
+    Every host must call this equally often: they agree on the answer.
+
+    Raises:
+      Stopped: a signal came.
+    """
+    if hosts.any_host(bool(self._requested)):
+      raise Stopped(f"stopped by {self._requested or 'a signal on another host'}")
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    if self._requested:
+      os._exit(128 + number)
+    self._requested = signal.Signals(number).name
+    log.warning(
+      "%s: finishing this phase and writing a checkpoint; once more leaves at once", self._requested
+    )
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+class ChildRuns:
+  """Runs training scripts one by one; a signal goes to the one that runs, which is waited for.
+
+  It does so while it is entered (in the main thread; elsewhere signals do what they did). A script
+  leaves at once at the second signal, so it gets a process group of its own: a terminal sends
+  Ctrl-C to all of a group, and it would come twice.
+
+  Attributes:
+    stopped_by: the signal that came, if one did.
+  """
+
+  def __init__(self) -> None:
+    self.stopped_by = ""
+    self._running: int | None = None
+    self._pending: int | None = None
+    self._before: dict[signal.Signals, Any] = {}
+
+  def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, float]:
+    """Runs a command to its end; returns its exit status and the most memory it held, in GiB."""
+    process = subprocess.Popen(command, env=environment, process_group=0)
+    try:
+      self._running = process.pid
+      if self._pending is not None:  # it came while the process was being made
+        os.kill(process.pid, self._pending)
+      _, status, usage = os.wait4(process.pid, 0)
+      self._running = None
+    except BaseException:
+      process.kill()
+      process.wait()
+      raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 2**20
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    self.stopped_by = signal.Signals(number).name
+    forwarded = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    if self._running is None:
+      self._pending = forwarded
+      return
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.kill(self._running, forwarded)
+    log.warning("%s: waiting for the run to write its checkpoint", self.stopped_by)
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+          self._before[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)

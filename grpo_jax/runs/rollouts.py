@@ -1,0 +1,207 @@
+"""What a step's completions were: their rewards, their metrics, and the record of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.runs import hosts
+from grpo_jax.files.atomic import write_text
+from grpo_jax.losses import share_without_spread
+from grpo_jax.rewards import CombinedReward, Reward, RewardBreakdown
+from grpo_jax.tasks.schema import BEHAVIORS, ToolTask
+from grpo_jax.types import Rollout
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+  """A step's completions as text, and what a reward says of them; on every host those of all.
+
+  Attributes:
+    texts: P * G of them, group after group.
+    breakdowns: likewise.
+    rewards: [P, G] float32.
+    failures: as metrics, how many could not be scored, by code.
+    first_failure: what the first failure so far said, or the empty string.
+  """
+
+  texts: Sequence[str]
+  breakdowns: Sequence[RewardBreakdown]
+  rewards: np.ndarray
+  failures: Mapping[str, float]
+  first_failure: str
+
+
+@dataclass
+class StepRecord:
+  """What is to be recorded of a step; filled while it is taken.
+
+  Attributes:
+    step: its number, from 0.
+    tasks: P of them.
+    times: seconds of `time.perf_counter` when it was `ready`, `sampled`, `scored` and `updated`.
+    drawn: the completions as NumPy arrays, [P, G, T], uncut.
+    scored: their texts and rewards.
+    advantages: [P, G] float32.
+    metrics: of the update and the completions.
+    shape: S and T that the step's programs were compiled for.
+  """
+
+  step: int
+  tasks: Sequence[ToolTask]
+  times: dict[str, float]
+  drawn: Rollout = field(init=False)
+  scored: ScoredRollout = field(init=False)
+  advantages: np.ndarray = field(init=False)
+  metrics: dict[str, float] = field(default_factory=dict)
+  shape: tuple[int, int] = (0, 0)
+
+
+def score_rollout(
+  drawn: Rollout, tasks: Sequence[ToolTask], reward: Reward, decode: Callable[[list[int]], str]
+) -> ScoredRollout:
+  """Scores every completion of a step, each host its share.
+
+  Args:
+    drawn: the completions as NumPy arrays, [P, G, T].
+    tasks: P of them.
+    reward: what scores.
+    decode: from a completion's token ids to its text.
+  """
+  prompts, group, _ = drawn.tokens.shape
+  texts = [
+    decode(tokens[mask].tolist())
+    for rows in zip(drawn.tokens, drawn.completion_mask, strict=True)
+    for tokens, mask in zip(*rows, strict=True)
+  ]
+  own = hosts.share(len(texts))
+  before = Counter(reward.failures())
+  # Normalisation looks at the whole batch, of which this host has a share.
+  plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
+  found = plain.score_batch(texts[own], [task for task in tasks for _ in range(group)][own])
+  failed = Counter(reward.failures()) - before
+  codes = {code: failed[code] for code in reward.failures()}
+  said = reward.first_traceback
+  told = hosts.gather_text(json.dumps([[dataclasses.asdict(b) for b in found], codes, said]))
+  if len(told) > 1:
+    parts = [json.loads(text) for text in told]
+    found = [_breakdown(values) for scored, _, _ in parts for values in scored]
+    codes = {}
+    for _, counts, _ in parts:
+      codes = {code: codes.get(code, 0) + counts.get(code, 0) for code in codes | counts}
+    said = next((text for _, _, text in parts if text), "")
+  if isinstance(reward, CombinedReward):
+    found = reward.standardised(found)
+  failures: dict[str, float] = {"rewards/failures": sum(codes.values())}
+  failures |= {f"rewards/failures/{code}": n for code, n in codes.items()}
+  totals = np.asarray([breakdown.total for breakdown in found], np.float32)
+  return ScoredRollout(texts, found, totals.reshape(prompts, group), failures, said)
+
+
+def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> dict[str, float]:
+  """Rewards and lengths of a step under the names that the field knows them by.
+
+  Args:
+    record: with completions and rewards.
+    limit: the most tokens of a completion.
+    stop_ids: tokens that end one.
+  """
+  rewards, breakdowns = record.scored.rewards, record.scored.breakdowns
+  lengths = np.asarray(record.drawn.completion_mask).sum(-1)
+  metrics = {
+    "reward": float(rewards.mean()),
+    "reward_std": float(rewards.std(axis=1).mean()),
+    "frac_reward_zero_std": float(share_without_spread(rewards)),
+    "completions/mean_length": float(lengths.mean()),
+    "completions/min_length": float(lengths.min()),
+    "completions/max_length": float(lengths.max()),
+    "completions/clipped_ratio": float(reached_limit(record.drawn, limit, stop_ids).mean()),
+    "tokens": int(lengths.sum()),
+  }
+  parts = sorted({name for found in breakdowns for name in found.parts})
+  for name in parts:
+    values = np.asarray([found.parts[name] for found in breakdowns if name in found.parts])
+    metrics[f"rewards/{name}/mean"] = float(values.mean())
+    metrics[f"rewards/{name}/std"] = float(values.std())
+  shown = [found.shown for found in breakdowns]
+  for behavior in BEHAVIORS:
+    metrics[f"shown/{behavior}"] = shown.count(behavior) / len(shown)
+  return {**metrics, **record.scored.failures}
+
+
+def reached_limit(drawn: Rollout, limit: int, stop_ids: Sequence[int]) -> np.ndarray:
+  """[P, G] bool: completions, as NumPy arrays, that ended at `limit` without a stop token."""
+  lengths = np.asarray(drawn.completion_mask).sum(-1)
+  last = np.take_along_axis(np.asarray(drawn.tokens), (lengths - 1)[..., None], axis=-1)[..., 0]
+  return (lengths >= limit) & ~np.isin(last, stop_ids)
+
+
+def rollout_rows(record: StepRecord) -> list[dict[str, Any]]:
+  """The record of a step's completions, one JSON object a prompt."""
+  scored, group = record.scored, record.scored.rewards.shape[1]
+  rows = []
+  for p, task in enumerate(record.tasks):
+    own = slice(p * group, (p + 1) * group)
+    found = scored.breakdowns[own]
+    rows.append(
+      {
+        "step": record.step,
+        "id": task.id,
+        "wanted": task.behavior,
+        "request": task.request,
+        "answer": task.answer,
+        "completions": list(scored.texts[own]),
+        "rewards": scored.rewards[p].round(6).tolist(),
+        "parts": [dict(b.parts) for b in found],
+        "errors": [b.error for b in found],
+        "advantages": record.advantages[p].round(6).tolist(),
+      }
+    )
+  return rows
+
+
+def write_rollouts(run_dir: Path, record: StepRecord) -> None:
+  """Writes `rollouts/step_<step>.jsonl`, one line a prompt: replaced at once or not at all."""
+  path = rollouts_path(run_dir, record.step)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rollout_rows(record)]
+  write_text(path, "".join(lines))
+
+
+def rollouts_path(run_dir: Path, step: int) -> Path:
+  """Where the completions of a step are recorded."""
+  return run_dir / "rollouts" / f"step_{step:06d}.jsonl"
+
+
+def write_bad_step(run_dir: Path, record: StepRecord) -> Path:
+  """Keeps the batch of a skipped update for inspection: `bad_steps/step_<step>.npz`.
+
+  It holds `prompt_tokens` [P, S], `prompt_mask` [P, S], `tokens`, `completion_mask`, `loss_mask`,
+  `logp` and `sampled_logp` [P, G, T], and `rewards` [P, G].
+  """
+  rollout = record.drawn
+  path = run_dir / "bad_steps" / f"step_{record.step:06d}.npz"
+  path.parent.mkdir(exist_ok=True)
+  np.savez(
+    path,
+    prompt_tokens=rollout.prompts.tokens,
+    prompt_mask=rollout.prompts.mask,
+    tokens=rollout.tokens,
+    completion_mask=rollout.completion_mask,
+    loss_mask=rollout.loss_mask,
+    logp=rollout.logp,
+    sampled_logp=rollout.sampled_logp,
+    rewards=record.scored.rewards,
+  )
+  return path
+
+
+def _breakdown(values: dict) -> RewardBreakdown:
+  return RewardBreakdown(**{**values, "wrong_arguments": tuple(values["wrong_arguments"])})

@@ -1,0 +1,102 @@
+"""How a tool task is written as a prompt: the system message, the wanted calls, the contract row.
+
+The generator, the supervised corpus of the embedded policy and chat all use these functions, so a
+policy sees one form in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from grpo_jax.tasks.schema import ToolCall, ToolSpec
+
+Style = Literal["system", "tools"]
+STYLES: tuple[Style, ...] = get_args(Style)
+
+SYSTEM_INSTRUCTION = (
+  "Answer with a JSON list of tool calls, ask for a missing required argument, or decline."
+)
+# With native tools the chat template itself explains the call syntax.
+NATIVE_INSTRUCTION = "Call a tool, ask for a missing required argument, or decline."
+
+
+def system_message(tools: Sequence[ToolSpec], style: Style = "system") -> str:
+  """The system message that goes with `tools`.
+
+  Args:
+    tools: the tools on offer, in the order in which they are shown.
+    style: `system` writes one compact JSON line a tool into the message; `tools` leaves the schemas
+      to the chat template and returns the instruction alone.
+
+  Raises:
+    ValueError: `style` is not one of `STYLES`.
+  """
+  _check_style(style)
+  if style == "tools":
+    return NATIVE_INSTRUCTION
+  lines = (json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools)
+  return "\n".join((SYSTEM_INSTRUCTION, "Tools:", *lines))
+
+
+def calls_text(calls: Sequence[ToolCall], style: Style = "system") -> str:
+  """The assistant's text for `calls`: a JSON list, or one `<tool_call>` block a call.
+
+  Raises:
+    ValueError: `style` is not one of `STYLES`.
+  """
+  _check_style(style)
+  if style == "tools":
+    blocks = (json.dumps(call.to_json(), ensure_ascii=False) for call in calls)
+    return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
+  return json.dumps([call.to_json() for call in calls], ensure_ascii=False)
+
+
+def in_schema_order(call: ToolCall, tools: Sequence[ToolSpec]) -> ToolCall:
+  """The same call with its arguments in the order of its tool's schema; unknown ones come last."""
+  names = next((list(tool.properties) for tool in tools if tool.name == call.name), [])
+  ordered = [name for name in names if name in call.arguments]
+  ordered += [name for name in call.arguments if name not in names]
+  return ToolCall(call.name, {name: call.arguments[name] for name in ordered})
+
+
+def task_row(
+  *,
+  tools: Sequence[ToolSpec],
+  request: str,
+  ground_truth: Sequence[ToolCall] | str,
+  style: Style = "system",
+  extra_info: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """One row of the JSONL data contract (system message, request, ground truth).
+
+  Args:
+    tools: the tools on offer, in the order in which they are shown.
+    request: the user's message.
+    ground_truth: the wanted calls, or the text of a right question or refusal.
+    style: where the schemas go, see `system_message`. The ground truth is a JSON list in both
+      styles: it is what the reward reads, not what the policy must copy.
+    extra_info: `behavior`, `id` and so on, kept as they are.
+
+  Raises:
+    ValueError: `style` is not one of `STYLES`.
+  """
+  row: dict[str, Any] = {
+    "prompt": [
+      {"role": "system", "content": system_message(tools, style)},
+      {"role": "user", "content": request},
+    ]
+  }
+  if style == "tools":
+    row["tools"] = [{"type": "function", "function": tool.to_json()} for tool in tools]
+  if not isinstance(ground_truth, str):
+    ground_truth = calls_text([in_schema_order(call, tools) for call in ground_truth])
+  row["reward_model"] = {"style": "rule", "ground_truth": ground_truth}
+  row["extra_info"] = dict(extra_info or {})
+  return row
+
+
+def _check_style(style: str) -> None:
+  if style not in STYLES:
+    raise ValueError(f"unknown prompt style {style!r}; expected one of {', '.join(STYLES)}")
