@@ -105,3 +105,14 @@ def test_the_best_by_evaluation_is_kept_beside_the_newest(tmp_path):
       checkpoints.save(state_at(step), {}, eval_reward)
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5]
+
+
+def test_the_best_is_still_known_in_the_next_process(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(state_at(2), {}, 0.9)
+  with Checkpoints(tmp_path, keep=1) as resumed:
+    assert resumed.newest_good() == 2
+    resumed.save(state_at(5), {}, 0.4)
+    resumed.save(state_at(7), {})
+    resumed.wait()
+    assert resumed.steps() == [2, 7]

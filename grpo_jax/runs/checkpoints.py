@@ -41,6 +41,7 @@ class Checkpoints:
     self._dir = (Path(run_dir) / "checkpoints").absolute()
     self._seals: dict[int, threading.Thread] = {}
     self._written = threading.Event()  # orbax is done with all that was saved
+    evaluated = lambda found: found["eval"]
     self._manager = ocp.CheckpointManager(
       self._dir,
       item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
@@ -48,11 +49,10 @@ class Checkpoints:
         preservation_policy=AnyPreservationPolicy(
           [
             LatestN(keep),
-            BestN(
-              n=1, get_metric_fn=lambda found: found["eval"], keep_checkpoints_without_metrics=False
-            ),
+            BestN(n=1, get_metric_fn=evaluated, keep_checkpoints_without_metrics=False),
           ]
         ),
+        best_fn=evaluated,  # without it metrics are not stored, and forgotten by the next process
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
