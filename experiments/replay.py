@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
   except (ValueError, OSError) as error:
     sys.exit(f"replay: {error}")
   print(f"step {found.step}, reached from step {found.start}")
+  if found.recorded_by:
+    print(f"  recorded by {found.recorded_by}; equal to {found.difference:.0e}")
   for part, same in found.equal.items():
     print(f"  {part:<12} {'equal' if same else 'DIFFERENT'}")
   for note in found.notes:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import jax
 
+from grpo_jax import __version__
 from grpo_jax.files import hub
 from grpo_jax.files.redaction import without_secrets
 from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
@@ -356,6 +357,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
       str(path): hashlib.sha256(path.read_bytes()).hexdigest()
       for path in reward_files(config.reward)
     },
+    "version": __version__,
     "git_commit": git_commit(),
     "python": sys.version.split()[0],
     "packages": {name: importlib.metadata.version(name) for name in packages},

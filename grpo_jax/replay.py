@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from grpo_jax import __version__
 from grpo_jax.config import changed_settings, config_of
 from grpo_jax.rewards import load_reward
 from grpo_jax.runs.checkpoints import Checkpoints
@@ -29,6 +30,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 TIMES = ("seconds/", "step_time", "tokens_per_second")
 # Not the step's own: they depend on the steps before it, or on an evaluation after it.
 BESIDE = ("alarms/", "eval/", "num_tokens")
+ACROSS_VERSIONS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,23 @@ class Replay:
     equal: for each part (`batch`, `completions`, `rewards`, `advantages`, `update`, and
       `parameters` where there is a checkpoint right after the step) whether it equals the record.
     notes: what differs, and settings that have changed since.
+    recorded_by: the version that recorded the step, where it is another than this one.
+    difference: the largest difference of a metric, relative to it where it is above 1.
   """
 
   step: int
   start: int
   equal: Mapping[str, bool]
   notes: tuple[str, ...]
+  recorded_by: str = ""
+  difference: float = 0.0
 
 
 def replay(run_dir: Path | str, step: int) -> Replay:
   """Does one step of a run again and compares it with what was recorded, bit for bit.
+
+  What another version recorded has sums in other orders: its numbers count as equal within
+  `ACROSS_VERSIONS`, its completions and rewards still to the letter.
 
   Args:
     run_dir: the run folder; only read.
@@ -80,21 +89,30 @@ def replay(run_dir: Path | str, step: int) -> Replay:
       state, _ = checkpoints.restore(start, state)
     for number in range(start, step + 1):
       state, again = take_step(setup, state, number, reward)
-    equal, notes = _compare(_rows(recorded), json.loads(json.dumps(rollout_rows(again))))
-    differing = _differing(lines[step][1], again.metrics)
-    equal["update"] = not differing
-    notes += differing
+    version = minor(record.get("version", "0.1"))
+    other = version if version != minor(__version__) else ""
+    allowed = ACROSS_VERSIONS if other else 0.0
+    rows = json.loads(json.dumps(rollout_rows(again)))
+    equal, notes = _compare(_rows(recorded), rows, allowed)
+    differing, difference = _differing(lines[step][1], again.metrics)
+    equal["update"] = difference <= allowed
+    notes += [] if equal["update"] else differing
     if step + 1 in good:
       wanted, _ = checkpoints.restore(step + 1, state)
       pairs = zip(jax.tree.leaves(wanted.params), jax.tree.leaves(state.params), strict=True)
-      equal["parameters"] = all(np.array_equal(a, b) for a, b in pairs)
+      equal["parameters"] = all(np.allclose(a, b, rtol=allowed, atol=allowed) for a, b in pairs)
     notes += [
       f"changed since: {change}"
       for change in changed_settings(record, data.record)
       if not change.startswith(("eval_data", "data_sha256"))
       or record["data_sha256"]["train"] != data.record["data_sha256"]["train"]
     ]
-  return Replay(step, start, equal, tuple(notes))
+  return Replay(step, start, equal, tuple(notes), other, difference)
+
+
+def minor(version: str) -> str:
+  """The first two numbers of a version: what changes none of them keeps every bit."""
+  return ".".join(version.split(".")[:2])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -102,24 +120,32 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _compare(
-  recorded: list[dict[str, Any]], again: list[dict[str, Any]]
+  recorded: list[dict[str, Any]], again: list[dict[str, Any]], allowed: float
 ) -> tuple[dict[str, bool], list[str]]:
+  """Which parts are equal, and where not; advantages up to the difference that is allowed."""
   equal, notes = {}, []
   for part, names in PARTS.items():
     pick = lambda row, names=names: [row.get(name) for name in names]
-    same = [pick(a) == pick(b) for a, b in zip(recorded, again, strict=False)]
+    pairs = [(pick(a), pick(b)) for a, b in zip(recorded, again, strict=False)]
+    near = allowed and part == "advantages"
+    same = [a == b or (near and np.allclose(a, b, rtol=0, atol=allowed)) for a, b in pairs]
     equal[part] = all(same) and len(recorded) == len(again)
     if not equal[part]:
       notes.append(f"{part} differ at {same.count(False)} of {len(recorded)} prompts")
   return equal, notes
 
 
-def _differing(recorded: Mapping[str, float | None], again: Mapping[str, float]) -> list[str]:
-  """The metrics of the step that differ, as (recorded, now); times are nobody's fault."""
+def _differing(
+  recorded: Mapping[str, float | None], again: Mapping[str, float]
+) -> tuple[list[str], float]:
+  """The metrics that differ, in words, and by how much at most; times are nobody's fault."""
   ours = {k: v if np.isfinite(v) else None for k, v in again.items() if k != "tokens"}
-  names = [n for n in recorded if n != "step" and not n.startswith((*TIMES, *BESIDE))]
-  return [
-    f"{name} ({recorded[name]} then, {ours.get(name)} now)"
-    for name in names
-    if recorded[name] != ours.get(name)
-  ]
+  words, largest = [], 0.0
+  for name, then in recorded.items():
+    now = ours.get(name)
+    if name == "step" or name.startswith((*TIMES, *BESIDE)) or then == now:
+      continue
+    words.append(f"{name} ({then} then, {now} now)")
+    gap = np.inf if then is None or now is None else abs(now - then) / max(1.0, abs(then))
+    largest = max(largest, float(gap))
+  return words, largest

@@ -18,6 +18,8 @@ import pytest
 from grpo_jax.config import OptimizerConfig, config_of
 from grpo_jax.models import DecoderConfig, LoraConfig, init_adapters, init_params
 from grpo_jax.optimizers import make_optimizer
+from grpo_jax.replay import replay
+from grpo_jax.report.page import write_report
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.train import train
@@ -42,6 +44,18 @@ def test_a_run_of_0_1_goes_on_as_it_would_have(run, tmp_path, monkeypatch):
     for name in (name for name in wanted if not name.startswith(TIMES)):
       # Other orders of summation leave a few units in the last place of float32.
       assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (line["step"], name)
+
+
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_a_step_of_0_1_is_replayed_and_reported(run, tmp_path, monkeypatch):
+  shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+  monkeypatch.chdir(tmp_path)
+  for step, start in ((0, 0), (3, 2)):
+    found = replay(run, step)
+    assert (found.start, found.recorded_by) == (start, "0.1")
+    assert all(found.equal.values()) and 0 < found.difference < 1e-5, found
+  write_report(Path(run))
+  assert "kl" in (tmp_path / run / "report.md").read_text()
 
 
 def apart(tree):
