@@ -128,11 +128,12 @@ def _train(config: RunConfig, reward: Reward, check: Check) -> Path:
   data = read_data(config)
   config, run_dir = data.config, Path(config.run_dir)
   check_same_run(run_dir, data)
+  setup, state = set_up(data)
   with Checkpoints(run_dir, config.keep_checkpoints) as checkpoints:
     newest = hosts.from_first(newest_step(config, checkpoints) if hosts.is_first() else 0)
+    # Nothing is refused from here on: the run begins.
     if hosts.is_first():
       write_text(run_dir / "config.json", json.dumps(data.record, indent=2) + "\n")
-    setup, state = set_up(data)
     checkpoints.drop_after(newest)
     if not hosts.from_first(is_evaluated(data, "base")):
       evaluate_all(setup, "base", state.params, reward, check)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+import math
+import mmap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -206,13 +208,24 @@ def _read_slice(
 ) -> np.ndarray:
   """Reads `parameter[index]` in our shape and orientation, layer by layer."""
   ranges = [slice(*part.indices(n)) for part, n in zip(index, parameter.stacked_shape, strict=True)]
-  out = np.empty([part.stop - part.start for part in ranges], dtype)
+  out = _staged([part.stop - part.start for part in ranges], dtype)
   if not parameter.layers:
     ranges, out = [slice(0, 1), *ranges], out[None]
   names, within = parameter.names[ranges[0]], tuple(ranges[1:])
   for name, layer in zip(names, out, strict=True):
     _read_into(layer, files[name], name, within, parameter.turned)
   return out if parameter.layers else out[0]
+
+
+def _staged(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """Memory for a leaf on its way to a device, which goes back to the system when it is freed.
+
+  A heap would keep holes of every leaf's size. It does not begin at a multiple of 64 bytes, so JAX
+  on CPU copies it: a buffer that JAX only borrows cannot be donated to the first update.
+  """
+  count, skipped = math.prod(shape), 16
+  memory = mmap.mmap(-1, count * dtype.itemsize + skipped)
+  return np.frombuffer(memory, dtype, count, skipped).reshape(shape)
 
 
 def _read_into(

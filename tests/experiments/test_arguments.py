@@ -23,7 +23,7 @@ DRIVER = """
 import json, os, runpy, signal, sys, tempfile
 
 import jax
-import grpo_jax.sweeps.sweep, grpo_jax.training
+import grpo_jax.sweeps.sweep, grpo_jax.train
 
 found = {}
 for script, arguments in json.loads(sys.argv[1]).items():

@@ -146,10 +146,10 @@ def test_a_save_merges_one_kernel_at_a_time(tiny, tmp_path, monkeypatch, dtype):
     found,
     jax.tree.map(lambda x: x.astype(jnp.float32), merge(adapted)),
   )
-  layer = adapted["layers_1"]["q"]
+  layer = jax.tree.map(lambda x: x[1], adapted["layers"]["q"])
   change = jnp.matmul(layer["lora_a"], layer["lora_b"], precision="highest")
   wanted = layer["kernel"].astype(jnp.float32) + change
-  np.testing.assert_array_equal(found["layers_1"]["q"]["kernel"], wanted)
+  np.testing.assert_array_equal(found["layers"]["q"]["kernel"][1], wanted)
   # Without a dtype a merged kernel is float32, and what has no adapter stays as it is.
   save_pretrained(config, adapted, tmp_path)
   stored = TensorFile(tmp_path / "model.safetensors").dtypes
