@@ -5,13 +5,17 @@ TRAIN_ARGS ?=
 FUZZ_SECONDS ?= 60
 BENCHMARK_ARGS ?= --shape=S
 SOAK_ARGS ?=
+# What guards the most for the least: rules, losses, settings, and six steps of the embedded policy.
+FAST ?= $(addprefix tests/,rewards tasks report models/test_config.py models/test_parameters.py \
+  models/test_rope.py test_advantages.py test_alarms.py test_architecture.py test_config.py \
+  test_digest.py test_grid.py test_losses.py test_moved.py test_settings.py)
 
 # A pyenv shim exists for each installed version but runs only the selected ones: look there too.
 INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null || \
   ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
 VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
   'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
-ifneq ($(filter train test test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
+ifneq ($(filter train test test-fast test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
   $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
 endif
 
@@ -28,7 +32,7 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 
-.PHONY: help train test test-slow fuzz soak lint benchmark clean
+.PHONY: help train test test-fast test-slow fuzz soak lint benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -41,6 +45,9 @@ train: $(STAMP)-run ## train the embedded policy and show what it gained
 
 test: $(STAMP)-test ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)-test ## run the tests for the inner loop, a minute or so
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(FAST)
 
 lint: $(STAMP)-dev ## check style and types
 	$(BIN)/ruff check .
