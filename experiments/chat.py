@@ -34,11 +34,12 @@ from grpo_jax.models import (
   attach,
   decode_step,
   empty_completion_cache,
+  in_compute_dtype,
+  layers_apart,
   load_adapters,
   load_pretrained,
   logits_of,
   prefill,
-  unstacked,
 )
 from grpo_jax.rewards import PARSE_ERRORS, parse
 from grpo_jax.rewards.parsing.parser import ParseMode
@@ -88,7 +89,8 @@ def stream(
   token, cache = first_token(policy, params, tokens, mask, key, cfg)
   # Copies, because the empty cache is one buffer under many names, which cannot be donated twice.
   own = jax.tree.map(jnp.copy, empty_completion_cache(policy, 1, 1, cfg.max_tokens))
-  weights = jax.jit(unstacked, static_argnums=0)(policy, params)  # once, not for each token
+  apart = params | {"layers": layers_apart(policy, params)}
+  weights = in_compute_dtype(policy, apart)  # once, not for each token
   for step in range(cfg.max_tokens):
     yield int(token[0, 0])
     if int(token[0, 0]) in cfg.stop_ids:

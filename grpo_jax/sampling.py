@@ -19,6 +19,8 @@ from grpo_jax.models import (
   Params,
   decode_step,
   empty_completion_cache,
+  in_compute_dtype,
+  layers_apart,
   logits_of,
   prefill,
   unstacked,
@@ -213,6 +215,49 @@ def _first_above(edges: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Ar
   return jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleProgram:
+  """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
+
+  On one device the layers that decoding reads are taken apart before the program, which then
+  compiles no slice of each weight of each layer. On a mesh it takes them apart itself, because it
+  gathers them, too, and must not hold them twice.
+
+  Attributes:
+    config: the decoder.
+    mesh: where it runs.
+    lora: of the adapters in `trained`; None where the whole model is trained.
+    jitted: (trained, base, prompts, key, layers) -> `Rollout`; takes None apart itself.
+  """
+
+  config: DecoderConfig
+  mesh: AnyMesh
+  lora: LoraConfig | None
+  jitted: Any
+
+  def __call__(
+    self, trained: Params, base: Params | None, prompts: Prompts, key: jax.Array
+  ) -> Rollout:
+    return self.jitted(trained, base, prompts, key, self._layers(trained, base))
+
+  def compile(
+    self, trained: Params, base: Params | None, prompts: Prompts, key: jax.Array
+  ) -> Callable[[Params, Params | None, Prompts, jax.Array], Rollout]:
+    """The program compiled for arguments like these, without a run of it."""
+    layers = self._layers(trained, base)
+    compiled = self.jitted.lower(trained, base, prompts, key, layers).compile()
+    return dataclasses.replace(self, jitted=compiled)
+
+  def trace(self, *given: Any) -> Any:
+    """All of the work as one program, traced with what a call takes or its shapes."""
+    return self.jitted.trace(*given, None)
+
+  def _layers(self, trained: Params, base: Params | None) -> tuple[Params, ...] | None:
+    if self.mesh.size > 1:
+      return None
+    return layers_apart(self.config, with_adapters(trained, base, self.lora))
+
+
 def sample_program(
   config: DecoderConfig,
   mesh: AnyMesh,
@@ -220,19 +265,19 @@ def sample_program(
   lora: LoraConfig | None = None,
   *,
   gather_weights: bool = True,
-) -> Any:
-  """`sample_groups` under `jax.jit`: (trained, base, prompts, key) -> `Rollout`.
+) -> SampleProgram:
+  """The `SampleProgram` of these settings; `gather_weights` as in `GRPOConfig`."""
 
-  `base` is None unless adapters are trained; `gather_weights` as in `GRPOConfig`.
-  """
-
-  def sample(trained, base, prompts, key):
+  def sample(trained, base, prompts, key, layers):
     with on_mesh(mesh):
       params = with_adapters(trained, base, lora)
-      weights = decoding_parameters(config, params, gather=gather_weights)
+      if layers is None:
+        weights = decoding_parameters(config, params, gather=gather_weights)
+      else:
+        weights = in_compute_dtype(config, params | {"layers": layers})
       return sample_groups(config, params, prompts, key, sampling, weights)
 
-  return jax.jit(sample)
+  return SampleProgram(config, mesh, lora, jax.jit(sample))
 
 
 def pad_to_bucket(
@@ -252,8 +297,9 @@ def cut_to_bucket(rollout: Rollout, longest: int) -> Rollout:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _sample_jit(config, params, prompts, key, sampling):
-  return sample_groups(config, params, prompts, key, sampling)
+def _sample_jit(config, params, prompts, key, sampling, layers):
+  weights = in_compute_dtype(config, params | {"layers": layers})
+  return sample_groups(config, params, prompts, key, sampling, weights)
 
 
 def generate(
@@ -311,7 +357,7 @@ def generate(
     stop_ids=tuple(int(i) for i in stop_ids),
     pad_id=pad_id,
   )
-  key = jax.random.key(seed)
+  key, layers = jax.random.key(seed), layers_apart(config, params)  # once for all batches
   bucket = lambda i: bucket_length(len(prompts[i]), LENGTH_BUCKETS)
   order = sorted(range(len(prompts)), key=bucket)
   results: list[list[list[int]]] = [[] for _ in prompts]
@@ -324,7 +370,7 @@ def generate(
     filled = chosen + [chosen[-1]] * (rows - len(chosen))  # one shape a bucket
     tokens, mask = pad_prompts([list(prompts[i]) for i in filled], length, pad_id)
     index = np.asarray(filled, np.int32)
-    rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg)
+    rollout = _sample_jit(config, params, Prompts(tokens, mask, index), key, cfg, layers)
     drawn, kept = hosts.fetch((rollout.tokens, rollout.completion_mask))
     for row, i in enumerate(chosen):
       results[i] = [t[m].tolist() for t, m in zip(drawn[row], kept[row], strict=True)]

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpo_jax.models import completion_logprobs, forward
+from grpo_jax.models import (
+  DecoderConfig,
+  LoraConfig,
+  completion_logprobs,
+  forward,
+  in_compute_dtype,
+  init_adapters,
+  init_params,
+)
 from grpo_jax.sampling import (
   SamplingConfig,
   draw,
@@ -18,7 +26,9 @@ from grpo_jax.sampling import (
   generate,
   invert_cdf,
   sample_groups,
+  sample_program,
 )
+from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts
 
 V = 67
@@ -292,3 +302,45 @@ def test_settings_out_of_range_are_refused(wrong, message):
 def test_an_empty_prompt_is_refused(tiny):
   with pytest.raises(ValueError, match="at least one token"):
     generate(*tiny, [[1], []])
+
+
+def one_device_program(dtype, adapted):
+  """A `SampleProgram` on one device, and arguments for it."""
+  config = DecoderConfig(V, 64, 192, 4, 4, 2, 16, dtype=dtype)
+  lora = LoraConfig(4, 8.0) if adapted else None
+  params = jax.tree.map(lambda x: 5 * x, init_params(config, jax.random.key(0)))
+  base = in_compute_dtype(config, params) if adapted else None
+  if lora:
+    adapters = init_adapters(config, lora, jax.random.key(1))
+    params = jax.tree.map(lambda x: x + 0.1, adapters)
+  cfg = SamplingConfig(group_size=4, max_tokens=12, stop_ids=(2, 3))
+  program = sample_program(config, make_mesh("data:1,fsdp:1,tensor:1"), cfg, lora)
+  return program, (params, base, prompts_of(ROWS, 8), KEY)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_layers_taken_apart_before_the_program_change_no_bit(dtype, adapted):
+  program, given = one_device_program(dtype, adapted)
+  wanted = program.jitted(*given, None)  # taken apart inside, as on a mesh
+  for found in (program(*given), program.compile(*given)(*given)):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  assert len(np.unique(wanted.tokens)) > 10
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_layers_taken_apart_before_the_program_take_no_more_memory(adapted):
+  program, given = one_device_program("float32", adapted)
+  whole = program.jitted.lower(*given, None).compile().memory_analysis()
+  two_stage = program.compile(*given).jitted.memory_analysis()
+  held = lambda sizes: sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+  assert held(two_stage) <= 1.01 * held(whole)
+  layers = sum(x.nbytes for x in jax.tree.leaves((given[1] or given[0])["layers"]))
+  assert two_stage.temp_size_in_bytes <= whole.temp_size_in_bytes - 0.9 * layers
+
+
+def test_generate_draws_what_sample_groups_draws(tiny):
+  config, params = tiny
+  tokens = generate(config, params, ROWS, group_size=3, max_tokens=7, seed=5, batch_prompts=3)
+  rollout = sample(config, params, prompts_of(ROWS, 32), jax.random.key(5), SamplingConfig(3, 7))
+  np.testing.assert_array_equal(tokens, rollout.tokens)

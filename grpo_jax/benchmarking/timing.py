@@ -7,7 +7,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ class TimedStep:
     """Takes one step and times it."""
     prompts = jax.block_until_ready(jax.device_put(self.prompts()))
     given: tuple[Any, ...] = (self.state.params, None, prompts, step_key(self.state))
-    sample = self._program(self._sample, given, prompts.tokens.shape)
+    sample = self._program(self._sample.compile, given, prompts.tokens.shape)
     began = _clocks()
     rollout = jax.block_until_ready(sample(*given))
     sampled = _clocks()
@@ -121,8 +121,9 @@ class TimedStep:
     scored = _clocks()
     cut = cut_to_bucket(rollout, longest)
     batch = make_batch(cut, rewards, None, self._settings)
+    compile_update = lambda *arguments: self._update.lower(*arguments).compile()
     update = self._program(
-      self._update, (self.state, batch, None), (*prompts.tokens.shape, *cut.tokens.shape)
+      compile_update, (self.state, batch, None), (*prompts.tokens.shape, *cut.tokens.shape)
     )
     ready = _clocks()
     cut = cut_to_bucket(rollout, longest)  # for the second time: now it is timed
@@ -142,11 +143,13 @@ class TimedStep:
       float(share_without_spread(rewards)),
     )
 
-  def _program(self, program: Any, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+  def _program(
+    self, compile_for: Callable[..., Any], arguments: tuple[Any, ...], shape: tuple[int, ...]
+  ) -> Any:
     """The program compiled for arguments of this shape."""
     if shape not in self._compiled:
       began = time.perf_counter()
-      self._compiled[shape] = program.lower(*arguments).compile()
+      self._compiled[shape] = compile_for(*arguments)
       self.compile_seconds += time.perf_counter() - began
     return self._compiled[shape]
 

@@ -24,6 +24,7 @@ from grpo_jax.models.parameters import (
   in_compute_dtype,
   init_params,
   is_matrix,
+  layers_apart,
   unstacked,
 )
 from grpo_jax.models.presets import config_named
@@ -46,6 +47,7 @@ __all__ = [
   "init_adapters",
   "init_params",
   "is_matrix",
+  "layers_apart",
   "load_adapters",
   "load_config",
   "load_pretrained",

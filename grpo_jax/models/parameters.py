@@ -17,7 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from grpo_jax.models.config import DecoderConfig
@@ -239,3 +241,19 @@ def unstacked(config: DecoderConfig, params: Params) -> Params:
   count = jax.tree.leaves(stack)[0].shape[0]
   layers = tuple(jax.tree.map(lambda x, n=n: x[n], stack) for n in range(count))
   return params | {"layers": layers}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layer_of(config: DecoderConfig, stack: Params, n: jax.Array) -> Params:
+  """The n-th layer's own parameters of `params["layers"]`, in the compute dtype."""
+  cut = lambda x: lax.dynamic_index_in_dim(x, n, keepdims=False)
+  return in_compute_dtype(config, jax.tree.map(cut, stack))
+
+
+def layers_apart(config: DecoderConfig, params: Params) -> tuple[Params, ...]:
+  """The layers of `unstacked`, taken out between programs by one small program for them all.
+
+  Taken apart inside a program, each weight of each layer is a slice that XLA compiles for itself.
+  """
+  count = jax.tree.leaves(params["layers"])[0].shape[0]
+  return tuple(layer_of(config, params["layers"], np.int32(n)) for n in range(count))

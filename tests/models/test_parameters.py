@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import jax
@@ -15,12 +16,14 @@ from grpo_jax.models import (
   in_compute_dtype,
   init_adapters,
   init_params,
+  layers_apart,
   unstacked,
 )
 from grpo_jax.models.induction_init import init_induction_params
 from grpo_jax.models.parameters import (
   checkpoint_tensors,
   layer_count,
+  layer_of,
   linear_layers,
   parameter_count,
   parameters,
@@ -91,3 +94,17 @@ def test_unstacked_parameters_are_each_layer_s_own():
   for n, layer in enumerate(apart["layers"]):
     wanted = jax.tree.map(lambda x, n=n: x[n], params["layers"])
     jax.tree.map(np.testing.assert_array_equal, layer, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_apart_are_those_of_unstacked_from_one_program(dtype):
+  config = dataclasses.replace(CONFIG, dtype=dtype)
+  params = init_params(config, jax.random.key(0))
+  before = layer_of._cache_size()
+  apart = layers_apart(config, params)
+  assert layer_of._cache_size() == before + 1
+  wanted = unstacked(config, params)["layers"]
+  assert jax.tree.structure(apart) == jax.tree.structure(wanted)
+  for found, leaf in zip(jax.tree.leaves(apart), jax.tree.leaves(wanted), strict=True):
+    assert found.dtype == leaf.dtype
+    np.testing.assert_array_equal(found, leaf)
