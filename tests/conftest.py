@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+# Files that start many processes. Workers take whole files: the longest must not come last.
+LONGEST = ("test_reliability.py", "test_hosts.py", "test_sharding.py", "test_sampling.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the longest files first; the order within a file stays."""
+  place = {name: n for n, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def tiny():
