@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each does its own set-up and is safe to run again.
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 TRAIN_ARGS ?=
 FUZZ_SECONDS ?= 60
 BENCHMARK_ARGS ?= --shape=S
