@@ -480,7 +480,7 @@ def test_several_processes_write_one_file_and_lose_nothing(tmp_path):
   program = (
     "import sys\nfrom pathlib import Path\n"
     "from grpo_jax.tasks.jsonl import write_jsonl\n"
-    "from grpo_jax.runs.folder import write_text\n"
+    "from grpo_jax.files.atomic import write_text\n"
     "for n in range(200):\n"
     "  write_text(Path(sys.argv[1]) / 'a.json', sys.argv[2] * 1000)\n"
     "  write_jsonl([{'who': sys.argv[2]}] * 50, Path(sys.argv[1]) / 'b.jsonl')\n"
@@ -524,7 +524,7 @@ def test_a_failed_write_of_tensors_leaves_nothing_behind(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_run(tmp_path):
   program = (
-    "import os, sys\nfrom pathlib import Path\nfrom grpo_jax.runs.folder import replaced\n"
+    "import os, sys\nfrom pathlib import Path\nfrom grpo_jax.files.atomic import replaced\n"
     "with replaced(Path(sys.argv[1])) as file:\n"
     "  file.write(b'half')\n  file.flush()\n  os.kill(os.getpid(), 9)\n"
   )

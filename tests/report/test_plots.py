@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grpo_jax.report.page import plots
+from grpo_jax.report import plots
 from grpo_jax.report.plots import plot_curves, plot_gain
 
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from grpo_jax.report import page as report
 from grpo_jax.report.page import gain_table, reward_color, write_report
-from grpo_jax.report.page import page as report
 from grpo_jax.report.scores import summarise
 from grpo_jax.rewards import score
 from grpo_jax.tasks.schema import ToolTask

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from grpo_jax.report.page import scores
+from grpo_jax.report import scores
 from grpo_jax.report.scores import bootstrap_means, compare, interval95, summarise
 from grpo_jax.rewards import RewardBreakdown, score
 from grpo_jax.tasks.schema import ToolTask
