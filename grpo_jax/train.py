@@ -19,14 +19,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from transformers import PreTrainedTokenizerBase
 
 from grpo_jax.benchmarking.profiling import profiled_steps
 from grpo_jax.config import GRPOConfig, RunConfig, changed_settings, recorded_date, run_record
@@ -82,6 +81,9 @@ from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.sources import read_tasks
 from grpo_jax.tasks.summary import data_summary
 from grpo_jax.types import Rollout, TrainState
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerBase
 
 Check = Callable[[], None]  # called between phases; may raise `Stopped`
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -126,7 +127,8 @@ def quiet(run_dir: Path) -> Iterator[None]:
   root.setLevel(logging.INFO)
   ours.setLevel(logging.INFO)
   logging.captureWarnings(True)
-  # These have handlers of their own.
+  # It has handlers of its own, and advice at its first import.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers.utils.logging as transformers_logging
 
   transformers_logging.disable_default_handler()
