@@ -154,12 +154,12 @@ class Checkpoints:
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(like))
     by_layer = "layers_0" in self._manager.item_metadata(step)["state"]["params"]  # as 0.1 wrote it
     if by_layer:
-      shapes = layers_apart(shapes)
+      shapes = shapes_by_layer(shapes)
     read = self._manager.restore(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()),
     )
-    stored = layers_together(read["state"], _storable(like)) if by_layer else read["state"]
+    stored = stacked_again(read["state"], _storable(like)) if by_layer else read["state"]
     key = jax.random.wrap_key_data(stored["key"], impl=jax.random.key_impl(like.key))
     return TrainState(stored["params"], stored["opt_state"], stored["step"], key), read["meta"]
 
@@ -222,7 +222,7 @@ def _storable(state: TrainState) -> dict[str, Any]:
   }
 
 
-def layers_apart(shapes: Any) -> Any:
+def shapes_by_layer(shapes: Any) -> Any:
   """Cuts `{"layers": {..: [N, ..]}}` anywhere in a tree of shapes into N, as 0.1 stored them.
 
   Args:
@@ -249,8 +249,8 @@ def layers_apart(shapes: Any) -> Any:
   return jax.tree.map(apart, shapes, is_leaf=_has_layers)
 
 
-def layers_together(stored: Any, like: Any) -> Any:
-  """Stacks what was read in the shapes of `layers_apart`, placed as in `like`.
+def stacked_again(stored: Any, like: Any) -> Any:
+  """Stacks what was read in the shapes of `shapes_by_layer`, placed as in `like`.
 
   Each layer's arrays are deleted once they are stacked, so one leaf at most is there twice.
   """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import os
@@ -24,12 +25,40 @@ class Stopped(Exception):
   """The run was asked to stop, and has been checkpointed."""
 
 
-class StopSignals:
+class _Handlers(abc.ABC):
+  """Signals go to `_handle` while it is entered (in the main thread; elsewhere it does nothing)."""
+
+  def __init__(self) -> None:
+    self._before: dict[signal.Signals, Any] = {}
+
+  def _signals(self) -> Sequence[signal.Signals]:
+    return SIGNALS
+
+  @abc.abstractmethod
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    """What happens at a signal."""
+
+  def __enter__(self) -> Self:
+    if threading.current_thread() is threading.main_thread():
+      self._before = {number: signal.signal(number, self._handle) for number in self._signals()}
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+class StopSignals(_Handlers):
   """Catches the signals while it is entered (in the main thread; elsewhere it does nothing)."""
 
   def __init__(self) -> None:
+    super().__init__()
     self._requested = ""
-    self._before: dict[signal.Signals, Any] = {}
 
   def check(self) -> None:
     """Ends what the caller does, between two phases, if a stop was asked for on any host.
@@ -50,22 +79,9 @@ class StopSignals:
       "%s: finishing this phase and writing a checkpoint; once more leaves at once", self._requested
     )
 
-  def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
 
-class ChildRuns:
+class ChildRuns(_Handlers):
   """Runs training scripts one by one; a signal goes to the one that runs, which is waited for.
 
   It does so while it is entered (in the main thread; elsewhere signals do what they did). A script
@@ -77,10 +93,10 @@ class ChildRuns:
   """
 
   def __init__(self) -> None:
+    super().__init__()
     self.stopped_by = ""
     self._running: int | None = None
     self._pending: int | None = None
-    self._before: dict[signal.Signals, Any] = {}
 
   def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, float]:
     """Runs a command to its end; returns its exit status and the most memory it held, in GiB."""
@@ -108,18 +124,6 @@ class ChildRuns:
       os.kill(self._running, forwarded)
     log.warning("%s: waiting for the run to write its checkpoint", self.stopped_by)
 
-  def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-          self._before[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+  def _signals(self) -> list[signal.Signals]:
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [n for n in wanted if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
