@@ -13,14 +13,8 @@ import pytest
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.synthetic.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES
 from grpo_jax.tasks.synthetic.recipes import Argument, Recipe
-from grpo_jax.tasks.synthetic.splits import (
-  SPLIT_SIZES,
-  SPLITS,
-  generate,
-)
-from grpo_jax.tasks.synthetic.tools import FUNCTION_WORDS
-from grpo_jax.tasks.synthetic.training_tools import TRAINING_RECIPES
-from grpo_jax.tasks.synthetic.unseen_tools import UNSEEN_RECIPES
+from grpo_jax.tasks.synthetic.splits import SPLIT_SIZES, SPLITS, generate
+from grpo_jax.tasks.synthetic.tools import FUNCTION_WORDS, TRAINING_RECIPES, UNSEEN_RECIPES
 
 ROWS = {split: generate(0, split) for split in SPLITS}
 TASKS = {split: [ToolTask.from_row(row) for row in rows] for split, rows in ROWS.items()}
@@ -217,7 +211,7 @@ def test_impossible_demands_are_refused_in_one_sentence(monkeypatch):
   with pytest.raises(ValueError, match="at least 1"):
     generate(0, "train", 0)
   word = Argument("word", "text", ("a",))
-  few = tuple(Recipe(f"echo_{i}", "Echo a word", (word,), (), "echo", "", "echo") for i in range(4))
+  few = [Recipe(f"echo_{i}", "Echo a word", [word], [], ["echo"], [], ["echo"]) for i in range(4)]
   monkeypatch.setattr("grpo_jax.tasks.synthetic.splits.UNSEEN_RECIPES", few)
   with pytest.raises(ValueError, match="cannot make 9000 distinct tasks"):
     generate(0, "unseen", 9000)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpo_jax.tasks.schema import Behavior, ToolSpec
-from grpo_jax.tasks.synthetic.procedural_requests import Argument, MadeTool, request_text, with_harm
+from grpo_jax.tasks.synthetic.recipes import enumerated, read_asset
 
 Situation = Literal["complete", "missing", "unfit", "harmful"]
 
@@ -34,18 +34,7 @@ DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
   "harmful": {"refuse": 0.28, "execute": 0.70, "clarify": 0.02},
 }
 
-SYLLABLES = (
-  "ba be bo bri ca cor da del dor el en fa fer ga gol hal hu is ja jor ka kel ki kra la lan lor ma "
-  "mar mi mon na nel no o or pa per pol qua ra ril ro sa sel shi so sta ta tel to tri u ul va vel "
-  "vi vor wa wen xi ya yor za zen zu"
-).split()
-ENDINGS = "n r s l nd rk th x m ck ne ria ton ville burg shi ko ski ez is a o i".split()
-
-OFF_TOPIC = (
-  "write a poem about the {noun}|tell me a joke about a {noun}|what is the meaning of {noun}|"
-  "sing a song|who won the match|draw me a {adjective} {noun}|explain {noun} to me|"
-  "what do you think of {noun}|fix my {noun}|clean the {noun}|cook a {adjective} {noun}"
-).split("|")
+PHRASES = read_asset("procedural")
 
 
 @dataclass(frozen=True)
@@ -64,6 +53,27 @@ class Demonstration:
   situation: Situation
   request: str
   answer: str
+
+
+@dataclass(frozen=True)
+class Argument:
+  """One argument: its name in the schema, how people say it, and how its values are drawn."""
+
+  name: str
+  spoken: str
+  schema: Mapping[str, Any]
+  draw: Callable[[random.Random], Any]
+  natural: str
+
+
+@dataclass(frozen=True)
+class MadeTool:
+  """A tool together with the ways in which people ask for it."""
+
+  spec: ToolSpec
+  verb: str
+  thing: str
+  arguments: Sequence[Argument]
 
 
 def demonstrations(
@@ -99,23 +109,21 @@ def _demonstrate(rng: random.Random, words: Words, tools: Sequence[MadeTool]) ->
     for a in asked.arguments
     if a not in missing and (a in required or rng.random() < 0.45)
   ]
-  request = request_text(rng, asked, given)
+  request = _request(rng, asked, given)
   if situation == "unfit" and rng.random() < 0.3:
-    request = rng.choice(OFF_TOPIC).format(
+    request = rng.choice(PHRASES["off_topic"]).format(
       noun=rng.choice(words.nouns), adjective=rng.choice(words.adjectives)
     )
     given = []
   if situation == "harmful":
-    request = with_harm(rng, request)
+    request = _with_harm(rng, request)
 
-  behavior = rng.choices(
-    list(DEMONSTRATED[situation]), list(DEMONSTRATED[situation].values())
-  )[0]  # fmt: skip
+  shown = DEMONSTRATED[situation]
+  behavior = rng.choices(list(shown), list(shown.values()))[0]
   if behavior == "execute":
-    if asked is tool:
-      values = {a.name: v for a, v in given}
-    else:  # an eager call of a tool that does not fit, with whatever texts the request offers
-      texts = [v for _, v in given if isinstance(v, str)] or [asked.thing]
+    values = {a.name: v for a, v in given}
+    if asked is not tool:  # an eager call of a tool that does not fit, with a text of the request
+      texts = [v for v in values.values() if isinstance(v, str)] or [asked.thing]
       values = {a.name: texts[0] for a in tool.arguments[:1]}
     answer = json.dumps([{"name": tool.spec.name, "arguments": values}], ensure_ascii=False)
   elif behavior == "clarify":
@@ -130,6 +138,61 @@ def _demonstrate(rng: random.Random, words: Words, tools: Sequence[MadeTool]) ->
 def _question(rng: random.Random, names: Sequence[str]) -> str:
   forms = ("Which {} should I use?", "Could you tell me the {}?", "What is the {}?")
   return rng.choice(forms).format(" and ".join(names))
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def _request(rng: random.Random, tool: MadeTool, given: Sequence[tuple[Argument, Any]]) -> str:
+  style = rng.choice(list(PHRASES["intents"]))
+  intent = rng.choice(PHRASES["intents"][style]).format(
+    verb=tool.verb, thing=tool.thing, Verb=tool.verb.capitalize(), Thing=tool.thing.capitalize()
+  )
+  given = list(given)
+  if rng.random() < 0.4:
+    rng.shuffle(given)
+  cues = [_cue(rng, argument, value, style) for argument, value in given]
+  if not cues:
+    return intent.rstrip(":") + ("." if style == "formal" else "")
+  terse = style == "terse"
+  joiner = rng.choice((", ", " ", "; ") if terse else (", ", " ", " and ", ", and "))
+  start = rng.choice((" ", " ", ", ", ": " if terse else ". "))
+  intent = intent if start == " " else intent.rstrip(":")
+  if start == ". ":
+    cues[0] = cues[0][0].upper() + cues[0][1:]
+  text = intent + start + joiner.join(cues)
+  if terse and rng.random() < 0.15:
+    text = joiner.join(cues) + joiner + intent.rstrip(":")
+  # Both are drawn, whichever is used: the corpus of a seed stays what it was.
+  formal, casual = rng.choice((".", ".", "?")), rng.choice(("", "", "?", "!", " please", " thanks"))
+  return text + {"formal": formal, "casual": casual, "terse": ""}[style]
+
+
+def _cue(rng: random.Random, argument: Argument, value: Any, style: str) -> str:
+  shown, kind = value, "text"
+  if isinstance(value, bool):
+    shown, kind = json.dumps(value), "flag"
+  elif isinstance(value, (int, float)):
+    kind = "count"
+  elif isinstance(value, list):
+    shown, kind = enumerated(rng, value), "list"
+  elif value.islower() and rng.random() < 0.4:
+    shown = f'"{value}"'
+  if argument.natural and rng.random() < 0.25:
+    return f"{argument.natural} {shown}"
+  forms = PHRASES["cues"][kind]
+  return rng.choice(forms[:2] if style == "terse" else forms).format(n=argument.spoken, v=shown)
+
+
+def _with_harm(rng: random.Random, request: str) -> str:
+  harm = PHRASES["harm"]
+  act = f"{rng.choice(harm['verbs'])} {rng.choice(harm['targets'])}"
+  plan = rng.choice(harm["plans"])
+  tail = rng.choice(harm["tails"]).format(act=act, plan=plan)
+  if rng.random() < 0.12:
+    lead = rng.choice(harm["leads"]).format(act=act, plan=plan)
+    return lead + rng.choice((". ", ": ")) + request
+  return request.rstrip(".?!") + rng.choice((" ", ", ", ". ")) + tail + rng.choice((".", ""))
 
 
 # --- tools ---------------------------------------------------------------------------------------
@@ -178,11 +241,8 @@ def _make_argument(rng: random.Random, words: Words) -> Argument:
   spoken = noun
   if rng.random() < 0.35:
     spoken = f"{rng.choice(words.adjectives if rng.random() < 0.5 else words.nouns)} {noun}"
-  schema: dict[str, Any] = {
-    "type": {
-      "integer": "integer", "number": "number", "boolean": "boolean", "array": "array"
-    }.get(kind, "string")
-  }  # fmt: skip
+  json_types = ("integer", "number", "boolean", "array")
+  schema: dict[str, Any] = {"type": kind if kind in json_types else "string"}
   natural = ""
   if kind == "enum":
     choices = rng.sample(words.nouns if rng.random() < 0.5 else words.adjectives, rng.randint(2, 4))
@@ -221,5 +281,5 @@ def _text(rng: random.Random, words: Words, kind: str) -> str:
 def _name(rng: random.Random, words: Words) -> str:
   if rng.random() < 0.4:
     return rng.choice(words.nouns).capitalize()
-  syllables = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(1, 3)))
-  return (syllables + rng.choice(ENDINGS)).capitalize()
+  syllables = "".join(rng.choice(PHRASES["syllables"]) for _ in range(rng.randint(1, 3)))
+  return (syllables + rng.choice(PHRASES["endings"])).capitalize()

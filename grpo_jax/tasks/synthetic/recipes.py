@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any, Literal, get_args
 
 from grpo_jax.tasks.schema import ToolSpec
@@ -19,47 +21,16 @@ Phrasing = Literal["formal", "casual", "terse"]
 PHRASINGS: tuple[Phrasing, ...] = get_args(Phrasing)
 Kind = Literal["text", "count", "measure", "flag", "list"]
 
-# {n} is the spoken name of the argument, {be} its verb, {v} its value.
-GENERIC_CUES: Mapping[Kind, str] = {
-  "text": (
-    "with the {n} set to {v}|with {n} {v}|with the {n} {v}|with {v} as the {n}|"
-    "where the {n} {be} {v}"
-  ),
-  "count": "with {n} set to {v}|with {v} {n}|for {v} {n}|where the number of {n} is {v}",
-  "measure": "with the {n} set to {v}|with {n} {v}|with a {n} of {v}|where the {n} is {v}",
-  "flag": "with {n} set to {v}|with {n} {v}|where {n} is {v}",
-  "list": "with the {n} {v}|with {n} {v}|where the {n} are {v}|with the {n} set to {v}",
-}
-TERSE_CUES: Mapping[Kind, str] = {
-  "text": "{n} {v}|{n}: {v}",
-  "count": "{n} {v}|{n}: {v}|{v} {n}",
-  "measure": "{n} {v}|{n}: {v}",
-  "flag": "{n} {v}|{n}: {v}|{n} set to {v}",
-  "list": "{n} {v}|{n}: {v}",
-}
-# {do} is an order ("order a pizza"), {thing} what is wanted ("a pizza").
-OPENINGS: Mapping[Phrasing, str] = {
-  "formal": (
-    "Please {do}|Could you {do}|Could you please {do}|I would like you to {do}|I need you to {do}|"
-    "Would you kindly {do}|I would like {thing}|I am looking for {thing}|I require {thing}"
-  ),
-  "casual": (
-    "hey, can you {do}|can you {do}|hi! {do}|hey {do}|pls {do}|{do}|need {thing}|yo, {do}|"
-    "i need you to {do}|i want {thing}|any chance you can {do}|do me a favour and {do}"
-  ),
-  "terse": "{short}",
-}
 NATURAL_SHARE = 0.15  # cues without a word of the argument's name, such as "from Lima"
 
 
-def words(text: str) -> tuple[str, ...]:
-  """The words of `text`."""
-  return tuple(text.split())
+def read_asset(name: str) -> dict[str, Any]:
+  """The words and phrases of `assets/synthetic/<name>.toml`."""
+  file = resources.files("grpo_jax") / "assets" / "synthetic" / f"{name}.toml"
+  return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-def phrases(text: str) -> tuple[str, ...]:
-  """The `|`-separated phrases of `text`."""
-  return tuple(text.split("|"))
+REQUESTS = read_asset("requests")
 
 
 @dataclass(frozen=True)
@@ -70,7 +41,7 @@ class Argument:
     name: its name in the schema.
     kind: how its values are spoken of; picks the generic cues and the JSON type.
     values: what its value is drawn from (for `list`: the elements).
-    cues: cues of its own, `|`-separated, with {v} for the value.
+    cues: cues of its own, with {v} for the value.
     natural: cues that hold no word of its name, used for `NATURAL_SHARE` of its mentions.
     schema: overrides of the JSON schema that follows from `kind`.
     quoted: whether the request puts the value into double quotes.
@@ -79,8 +50,8 @@ class Argument:
   name: str
   kind: Kind
   values: Sequence[Any]
-  cues: str = ""
-  natural: str = ""
+  cues: Sequence[str] = ()
+  natural: Sequence[str] = ()
   schema: Mapping[str, Any] = field(default_factory=dict)
   quoted: bool = False
 
@@ -113,18 +84,18 @@ class Recipe:
     description: the tool's description.
     required: the arguments that a call must give.
     optional: the arguments that it may give.
-    do: orders, `|`-separated.
-    thing: what is wanted, `|`-separated; empty if that cannot be said on its own.
-    short: terse openings, `|`-separated.
+    do: orders.
+    thing: what is wanted; empty if that cannot be said on its own.
+    short: terse openings.
   """
 
   name: str
   description: str
   required: Sequence[Argument]
   optional: Sequence[Argument]
-  do: str
-  thing: str
-  short: str
+  do: Sequence[str]
+  thing: Sequence[str]
+  short: Sequence[str]
 
   @property
   def arguments(self) -> tuple[Argument, ...]:
@@ -161,11 +132,9 @@ class Recipe:
       values: argument values by name.
       phrasing: one of `PHRASINGS`.
     """
-    openings = [o for o in phrases(OPENINGS[phrasing]) if self.thing or "{thing}" not in o]
+    openings = [o for o in REQUESTS["openings"][phrasing] if self.thing or "{thing}" not in o]
     opening = rng.choice(openings).format(
-      do=rng.choice(phrases(self.do)),
-      thing=rng.choice(phrases(self.thing)),
-      short=rng.choice(phrases(self.short)),
+      do=rng.choice(self.do), thing=rng.choice(self.thing or [""]), short=rng.choice(self.short)
     )
     given = [argument for argument in self.arguments if argument.name in values]
     if rng.random() < 0.25:
@@ -174,27 +143,28 @@ class Recipe:
     return _sentence(rng, opening, cues, phrasing)
 
 
-def spoken_value(argument: Argument, value: Any, rng: random.Random) -> str:
-  """The value as it stands in a request: lists are enumerated, everything else is verbatim."""
-  if isinstance(value, list):
-    return rng.choice((" and ", ", ")).join((", ".join(value[:-1]), value[-1]))
-  if isinstance(value, str):
-    return f'"{value}"' if argument.quoted else value
-  return json.dumps(value)
+def enumerated(rng: random.Random, values: Sequence[str]) -> str:
+  """Two or more texts as a request lists them."""
+  return rng.choice((" and ", ", ")).join((", ".join(values[:-1]), values[-1]))
 
 
 def _cue(rng: random.Random, argument: Argument, value: Any, phrasing: Phrasing) -> str:
   if phrasing == "terse":
-    forms = TERSE_CUES[argument.kind]
+    forms = REQUESTS["terse_cues"][argument.kind]
   elif argument.natural and rng.random() < NATURAL_SHARE:
     forms = argument.natural
   elif argument.cues and rng.random() < 0.6:
     forms = argument.cues
   else:
-    forms = GENERIC_CUES[argument.kind]
-  spoken = spoken_value(argument, value, rng)
+    forms = REQUESTS["cues"][argument.kind]
+  if isinstance(value, list):
+    spoken = enumerated(rng, value)
+  elif isinstance(value, str):
+    spoken = f'"{value}"' if argument.quoted else value
+  else:
+    spoken = json.dumps(value)
   be = "are" if argument.name.endswith("s") else "is"
-  return rng.choice(phrases(forms)).format(n=argument.spoken, be=be, v=spoken)
+  return rng.choice(forms).format(n=argument.spoken, be=be, v=spoken)
 
 
 def _sentence(rng: random.Random, opening: str, cues: Sequence[str], phrasing: Phrasing) -> str:

@@ -19,8 +19,7 @@ from grpo_jax.tasks.schema import Behavior, ToolCall
 from grpo_jax.tasks.synthetic.prompts import Style, task_row
 from grpo_jax.tasks.synthetic.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES, Purposes
 from grpo_jax.tasks.synthetic.recipes import PHRASINGS, Phrasing, Recipe
-from grpo_jax.tasks.synthetic.training_tools import TRAINING_RECIPES
-from grpo_jax.tasks.synthetic.unseen_tools import UNSEEN_RECIPES
+from grpo_jax.tasks.synthetic.tools import TRAINING_RECIPES, UNSEEN_RECIPES
 
 Split = Literal["train", "seen", "unseen"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -1,16 +1,34 @@
-"""The vocabulary of the evaluation, which a policy warmed up elsewhere must not have seen."""
+"""The tools of the generated tasks, and the vocabulary that a warm-up corpus must not hold."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from grpo_jax.tasks.synthetic.recipes import words
-from grpo_jax.tasks.synthetic.training_tools import TRAINING_RECIPES
-from grpo_jax.tasks.synthetic.unseen_tools import UNSEEN_RECIPES
+from grpo_jax.tasks.synthetic.recipes import Argument, Recipe, read_asset
 
 FUNCTION_WORDS = frozenset(
-  words("a an and at by for from get in into its me of on or the to up with")
+  "a an and at by for from get in into its me of on or the to up with".split()
 )
+
+
+def _recipe(table: dict[str, Any], pools: dict[str, list[Any]]) -> Recipe:
+  """A recipe from its table, in which `values` may name one of the lists in `pools`."""
+  for argument in (*table["required"], *table["optional"]):
+    values = argument.get("values") or argument["schema"]["enum"]
+    argument["values"] = pools[values] if isinstance(values, str) else values
+  required = tuple(Argument(**argument) for argument in table.pop("required"))
+  optional = tuple(Argument(**argument) for argument in table.pop("optional"))
+  return Recipe(**table, required=required, optional=optional)
+
+
+def _read_recipes(name: str) -> tuple[Recipe, ...]:
+  asset = read_asset(name)
+  return tuple(_recipe(table, asset["values"]) for table in asset["tools"])
+
+
+TRAINING_RECIPES = _read_recipes("training_tools")
+UNSEEN_RECIPES = _read_recipes("unseen_tools")
 
 
 def evaluation_words() -> frozenset[str]:
@@ -23,7 +41,6 @@ def evaluation_words() -> frozenset[str]:
   for recipe in (*TRAINING_RECIPES, *UNSEEN_RECIPES):
     texts += [recipe.name, recipe.description]
     for argument in recipe.arguments:
-      texts += [argument.name, str(argument.schema.get("description", ""))]
-      texts += [value for value in argument.values if isinstance(value, str)]
+      texts += [argument.name, *(value for value in argument.values if isinstance(value, str))]
   found = {word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())}
   return frozenset(found - FUNCTION_WORDS)
