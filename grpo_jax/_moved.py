@@ -43,6 +43,7 @@ MOVED: Mapping[str, Sequence[str]] = {
   ),
   "redaction": ("files.redaction",),
   "rewards.auto_parser": ("rewards.parsing.auto_parser",),
+  "rewards.behaviour": ("rewards.behavior",),
   "rewards.parsed": ("rewards.parsing.parsed",),
   "rewards.parser": ("rewards.parsing.parser",),
   "rewards.possible_answers": ("rewards.matching.possible_answers",),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from grpo_jax.evaluate import evaluate
 from grpo_jax.models import DecoderConfig, init_params
 from grpo_jax.rewards import BuiltInReward, RewardBreakdown
-from grpo_jax.rewards.batch import InProcess
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.sampling import generate
 from grpo_jax.tasks import render
 from grpo_jax.tasks.schema import ToolSpec, ToolTask
@@ -29,7 +29,7 @@ CONFIG = DecoderConfig(
 STOP_IDS = tuple(range(0, 256, 4))
 
 
-class Digest(InProcess):
+class Digest(Reward):
   """A reward that no two (task, completion) pairs share."""
 
   name = "digest"

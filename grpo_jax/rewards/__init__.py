@@ -8,7 +8,7 @@ from grpo_jax.rewards.judge import JudgeConfig, JudgeReward
 from grpo_jax.rewards.load import RewardConfig, load_reward, reward_files
 from grpo_jax.rewards.parsing.parsed import PARSE_ERRORS, ParseResult
 from grpo_jax.rewards.parsing.parser import PARSE_MODES, parse
-from grpo_jax.rewards.tiers import TIERS, binary, graded, score, tiered, toolrl
+from grpo_jax.rewards.tiers import TIERS, score
 
 __all__ = [
   "ERRORS",
@@ -25,12 +25,8 @@ __all__ = [
   "RewardBreakdown",
   "RewardConfig",
   "RewardWeights",
-  "binary",
-  "graded",
   "load_reward",
   "parse",
   "reward_files",
   "score",
-  "tiered",
-  "toolrl",
 ]

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+import abc
+import contextlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from grpo_jax.rewards.breakdown import RewardBreakdown, RewardWeights
 from grpo_jax.rewards.parsing.parser import ParseMode
-from grpo_jax.rewards.tiers import BUILT_IN, DEFAULT_WEIGHTS, TIERS, Tiers
+from grpo_jax.rewards.tiers import DEFAULT_WEIGHTS, TIERS, Tiers, score
 from grpo_jax.tasks.schema import ToolTask
 
 
-class Reward(Protocol):
+class Reward(contextlib.AbstractContextManager, abc.ABC):
   """What scores completions; a context manager, since it may hold processes or connections.
 
   Attributes:
     name: for logging.
     maximum: the best total there is, in the reward's own unit, or None when unknown.
     finds_calls_in_prose: whether a call inside prose is meant to count as the call alone.
+    first_traceback: what the first failure said, or the empty string.
   """
 
   name: str
-  maximum: float | None
-  finds_calls_in_prose: bool
+  maximum: float | None = None
+  finds_calls_in_prose: bool = False
+  first_traceback: str = ""
+  _failures: Mapping[str, int] = MappingProxyType({})
 
+  @abc.abstractmethod
   def score_batch(
     self, completions: Sequence[str], tasks: Sequence[ToolTask]
   ) -> list[RewardBreakdown]:
@@ -32,74 +37,42 @@ class Reward(Protocol):
 
   def failures(self) -> Mapping[str, int]:
     """How many completions so far could not be scored, by error code."""
-
-  @property
-  def first_traceback(self) -> str:
-    """What the first failure said, or the empty string."""
+    return dict(self._failures)
 
   def close(self) -> None:
     """Ends processes and connections; may be called twice."""
 
-  def __enter__(self) -> Self: ...
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None: ...
-
-
-class InProcess:
-  """The part of `Reward` that is the same for every reward that cannot fail."""
-
-  maximum: float | None = None
-  finds_calls_in_prose = False
-  first_traceback = ""
-
-  def failures(self) -> Mapping[str, int]:
-    """No completion has ever failed to be scored."""
-    return {}
-
-  def close(self) -> None:
-    """There is nothing to end."""
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *raised: object) -> None:
     self.close()
 
+  def _count_failure(self, code: str, said: str) -> None:
+    self._failures = {**self._failures, code: self._failures.get(code, 0) + 1}
+    self.first_traceback = self.first_traceback or said or code
 
-class BuiltInReward(InProcess):
-  """One of the built-in tiers, scored in this process.
+
+class BuiltInReward(Reward):
+  """One of the built-in rewards, scored in this process.
 
   Args:
-    tiers: `tiered`, `binary`, `graded` or `toolrl`.
+    name: `tiered`, `binary`, `graded` or `toolrl`.
     parse: which forms count as a call.
     weights: the numbers.
 
   Raises:
-    ValueError: unknown `tiers`.
+    ValueError: unknown `name`.
   """
 
   def __init__(
     self,
-    tiers: Tiers = "tiered",
+    name: Tiers = "tiered",
     parse: ParseMode = "strict",
     weights: RewardWeights = DEFAULT_WEIGHTS,
   ) -> None:
-    if tiers not in TIERS:
-      raise ValueError(f"tiers {tiers!r}; expected one of {', '.join(TIERS)}")
-    self.name: str = tiers
-    self.maximum = 1.0 if tiers == "toolrl" else max(weights.exact, weights.asks, weights.declines)
+    if name not in TIERS:
+      raise ValueError(f"reward {name!r}; expected one of {', '.join(TIERS)}")
+    self.name: Tiers = name
+    self.maximum = 1.0 if name == "toolrl" else max(weights.exact, weights.asks, weights.declines)
     self.finds_calls_in_prose = parse == "auto"
-    self._function: Callable[..., RewardBreakdown] = BUILT_IN[tiers]
     self._parse = parse
     self._weights = weights
 
@@ -108,6 +81,6 @@ class BuiltInReward(InProcess):
   ) -> list[RewardBreakdown]:
     """Scores `completions[i]` as an answer to `tasks[i]`."""
     return [
-      self._function(completion, task, self._parse, self._weights)
+      score(completion, task, self.name, self._parse, self._weights)
       for completion, task in zip(completions, tasks, strict=True)
     ]

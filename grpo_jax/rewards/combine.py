@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from grpo_jax.rewards.batch import InProcess, Reward
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
 from grpo_jax.tasks.schema import ToolTask
 
@@ -63,7 +63,7 @@ def _standardised(totals: Sequence[float]) -> list[float]:
   return [(value - mean) / std for value in differences]
 
 
-class CombinedReward(InProcess):
+class CombinedReward(Reward):
   """The weighted mean of several rewards: sum over k of w_k n(r_k), divided by the sum of w_k.
 
   Without normalisation the total lies where the rewards do. `parts` holds every reward's total

@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from grpo_jax.files.redaction import redacted
-from grpo_jax.rewards.batch import InProcess
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown, Shown
-from grpo_jax.rewards.tiers import tiered
+from grpo_jax.rewards.tiers import score
 from grpo_jax.tasks.schema import ToolTask
 
 _START_LIMIT = 60.0  # seconds for a worker to import the user's file
@@ -29,7 +29,7 @@ _MAX_LOG = 1 << 20  # bytes of a worker's stderr that are kept
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
-class CustomReward(InProcess):
+class CustomReward(Reward):
   """A reward function from a file, run in worker processes.
 
   An exception, a call over its time limit, a result that is not finite or a process that ends
@@ -64,8 +64,6 @@ class CustomReward(InProcess):
     self.maximum = maximum
     self._on_error = float(on_error)
     self._time_limit = time_limit
-    self._failures: Counter[str] = Counter()
-    self._first_traceback = ""
     self._arguments = (str(Path(path)), function, str(time_limit))
     self._workers: list[_Worker] = []
     self._finalizer = weakref.finalize(self, _end_all, self._workers)
@@ -107,15 +105,6 @@ class CustomReward(InProcess):
           found[worker.index] = self._failed("reward_timeout", said)
     return [found[index] for index in range(len(completions))]
 
-  def failures(self) -> Mapping[str, int]:
-    """How many completions so far could not be scored, by error code."""
-    return dict(self._failures)
-
-  @property
-  def first_traceback(self) -> str:  # type: ignore[override]
-    """What the first failure said, or the empty string."""
-    return self._first_traceback
-
   def close(self) -> None:
     """Ends the worker processes."""
     _end_all(self._workers)
@@ -135,7 +124,7 @@ class CustomReward(InProcess):
       return self._failed(answer.get("code", "reward_crash"), answer["failed"])
     shown: Shown | None = answer.get("shown")
     if shown is None or shown not in get_args(Shown):  # a plain number: the rule says it
-      shown = tiered(completion, task).shown
+      shown = score(completion, task).shown
     return RewardBreakdown(
       total=answer["total"],
       error=answer.get("error"),
@@ -146,9 +135,8 @@ class CustomReward(InProcess):
     )
 
   def _failed(self, code: str, said: str) -> RewardBreakdown:
-    self._failures[code] += 1
     said = redacted(said)  # a request that fails names its URL
-    self._first_traceback = self._first_traceback or said or code
+    self._count_failure(code, said)
     lines = said.strip().splitlines() or [""]
     # A traceback ends with what matters; everything else begins with it.
     return RewardBreakdown(self._on_error, code, detail=lines[-(code == "reward_error")])

@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from grpo_jax.files.redaction import HIDDEN, redacted
-from grpo_jax.rewards.batch import InProcess, Reward
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown
 from grpo_jax.settings import REQUIRED, Settings, setting
 from grpo_jax.tasks.schema import ToolTask
@@ -106,7 +105,7 @@ class JudgeConfig(Settings):
       raise ValueError("the judge needs the name of a model")
 
 
-class JudgeReward(InProcess):
+class JudgeReward(Reward):
   """Scores by a judge's verdict in [0, 1]; where the judge fails, the rule's score stands.
 
   Every distinct answer is judged once; verdicts are kept on disk by the content of the question,
@@ -131,8 +130,6 @@ class JudgeReward(InProcess):
     self.finds_calls_in_prose = rule.finds_calls_in_prose
     self._config = config
     self._rule = rule
-    self._failures: Counter[str] = Counter()
-    self._first_traceback = ""
     url, headers = _without_credentials(_whole_url(config.base_url))
     key = config.api_key or os.environ.get("OPENAI_API_KEY", "")
     # What a server says about a request that it refuses may repeat them.
@@ -168,15 +165,6 @@ class JudgeReward(InProcess):
       for found, question in zip(ruled, questions, strict=True)
     ]
 
-  def failures(self) -> Mapping[str, int]:
-    """How many distinct answers the judge has failed on so far."""
-    return dict(self._failures)
-
-  @property
-  def first_traceback(self) -> str:  # type: ignore[override]
-    """What the judge's first failure said."""
-    return self._first_traceback
-
   def close(self) -> None:
     """Ends the rule's workers; the judge's connections ended with their batch."""
     self._rule.close()
@@ -207,8 +195,7 @@ class JudgeReward(InProcess):
     verdicts = dict(zip(questions, found, strict=True))
     for verdict in verdicts.values():
       if isinstance(verdict, str):
-        self._failures["judge_error"] += 1
-        self._first_traceback = self._first_traceback or verdict
+        self._count_failure("judge_error", verdict)
     return {q: None if isinstance(v, str) else v for q, v in verdicts.items()}
 
   async def _ask_all(self, questions: Sequence[str]) -> list[float | str]:

@@ -80,9 +80,9 @@ def reward_files(spec: str) -> list[Path]:
 
 
 def _load_one(spec: str, config: RewardConfig) -> Reward:
-  for tiers in TIERS:
-    if spec == tiers:
-      return BuiltInReward(tiers, config.parse, config.weights)
+  for name in TIERS:
+    if spec == name:
+      return BuiltInReward(name, config.parse, config.weights)
   if spec == "judge":
     if config.judge is None:
       raise ValueError(

@@ -183,7 +183,7 @@ def main(root: Path, out: str) -> None:
 
         task = ToolTask.from_row(task_row(tools, accepted, gold))
         for calls in answers + mutated:
-          ours = score(as_text(calls), task, tiers="binary").total == 1.0
+          ours = score(as_text(calls), task, reward="binary").total == 1.0
           counts[category, verdict(tools, calls, accepted, category), ours] += 1
         continue
       # Mutations that the leaderboard still accepts are rare and tell most: they go first.

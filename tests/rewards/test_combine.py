@@ -5,14 +5,14 @@ import math
 import pytest
 
 from grpo_jax.rewards import BuiltInReward, CombinedReward, RewardBreakdown
-from grpo_jax.rewards.batch import InProcess
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.combine import normalised
 from grpo_jax.tasks.schema import ToolTask
 
 TASK = ToolTask.from_row({"prompt": "x", "reward_model": {"ground_truth": "Which city?"}})
 
 
-class Length(InProcess):
+class Length(Reward):
   """A second reward with another range: the number of characters."""
 
   name = "length"

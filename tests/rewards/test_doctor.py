@@ -6,7 +6,7 @@ import pytest
 
 from grpo_jax.rewards import BuiltInReward, RewardBreakdown, RewardWeights, score
 from grpo_jax.rewards.attacks import other_type, other_value
-from grpo_jax.rewards.batch import InProcess
+from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.doctor import as_table, diagnose
 from grpo_jax.rewards.matching.values import equal_values
 from grpo_jax.tasks.schema import ToolTask
@@ -15,7 +15,7 @@ from grpo_jax.tasks.synthetic.splits import generate
 TASKS = [ToolTask.from_row(row) for row in generate(0, "train", 60)]
 
 
-class Rule(InProcess):
+class Rule(Reward):
   """A reward given as a function of completion and task."""
 
   name = "rule"

@@ -82,5 +82,5 @@ def test_parallel_calls_take_the_best_assignment_where_the_leaderboard_takes_the
 def test_a_value_outside_the_accepted_ones_is_named():
   task = two_calls({"x": [1]}, {"x": [2]})
   calls = [{"name": "f", "arguments": {"x": 2}}, {"name": "f", "arguments": {"x": 3}}]
-  found = score(json.dumps(calls), task, tiers="graded")
+  found = score(json.dumps(calls), task, reward="graded")
   assert (found.total, found.wrong_arguments) == (0.5, ("x",))

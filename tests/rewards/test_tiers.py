@@ -164,16 +164,16 @@ def test_no_answer_earns_full_marks_on_two_behaviours():
 
 def test_graded_pays_the_share_of_right_arguments():
   three_of_four = calls(("search_flights", {**FLIGHT, "origin": "Bergen"}))
-  assert score(three_of_four, EXECUTE, tiers="graded").total == 0.75
+  assert score(three_of_four, EXECUTE, reward="graded").total == 0.75
   two_of_five = calls(("search_flights", {"origin": "Oslo", "destination": "Rome", "via": "Bonn"}))
-  assert score(two_of_five, EXECUTE, tiers="graded").total == pytest.approx(2 / 5)
-  assert score(GOLD, EXECUTE, tiers="graded").total == 1.0
+  assert score(two_of_five, EXECUTE, reward="graded").total == pytest.approx(2 / 5)
+  assert score(GOLD, EXECUTE, reward="graded").total == 1.0
 
 
 def test_binary_pays_nothing_for_a_part():
-  assert score(calls(("search_flights", {"origin": "Oslo"})), EXECUTE, tiers="binary").total == 0
-  assert score("Which city?", REFUSE, tiers="binary").total == 0
-  assert score(GOLD, EXECUTE, tiers="binary").total == 1
+  assert score(calls(("search_flights", {"origin": "Oslo"})), EXECUTE, reward="binary").total == 0
+  assert score("Which city?", REFUSE, reward="binary").total == 0
+  assert score(GOLD, EXECUTE, reward="binary").total == 1
 
 
 def test_wrong_arguments_are_named_once_each():
@@ -204,6 +204,6 @@ def test_contradicting_weights_are_rejected():
 
 def test_unknown_options_are_rejected_with_the_valid_ones():
   with pytest.raises(ValueError, match="expected one of tiered"):
-    score("x", EXECUTE, tiers="golden")
+    score("x", EXECUTE, reward="golden")
   with pytest.raises(ValueError, match="expected one of strict, auto"):
     score("x", EXECUTE, parse="lenient")

@@ -45,7 +45,7 @@ TWO = execute(("f", {"a": 1}), ("f", {"a": 2}))  # S_max = 1 + 2 + 2 = 5
   ],
 )
 def test_correctness_follows_the_paper(task, completion, form, correctness):
-  found = score(completion, task, tiers="toolrl")
+  found = score(completion, task, reward="toolrl")
   assert found.parts["toolrl/format"] == form
   assert found.parts["toolrl/correctness"] == pytest.approx(correctness)
   assert found.total == pytest.approx((form + correctness + 3) / 7)
@@ -53,8 +53,8 @@ def test_correctness_follows_the_paper(task, completion, form, correctness):
 
 def test_a_needless_call_costs_nothing():
   task = ToolTask.from_row({"prompt": "x", "reward_model": {"ground_truth": "Which city?"}})
-  right = score("Which city?", task, tiers="toolrl")
-  needless = score(text(("f", {})), task, tiers="toolrl")
+  right = score("Which city?", task, reward="toolrl")
+  needless = score(text(("f", {})), task, reward="toolrl")
   assert right.total == needless.total == pytest.approx(4 / 7)
   assert (right.error, needless.error) == (None, "needless_call")
-  assert score(" ", task, tiers="toolrl").total == pytest.approx(3 / 7)
+  assert score(" ", task, reward="toolrl").total == pytest.approx(3 / 7)

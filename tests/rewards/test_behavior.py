@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_jax.rewards.behaviour import asks_for_missing, read_text
+from grpo_jax.rewards.behavior import asks_for_missing, read_text
 from grpo_jax.tasks.schema import ToolTask
 
 
