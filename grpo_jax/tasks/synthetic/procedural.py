@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from grpo_jax.files.assets import read_asset
 from grpo_jax.tasks.schema import Behavior, ToolSpec
-from grpo_jax.tasks.synthetic.recipes import enumerated, read_asset
+from grpo_jax.tasks.synthetic.recipes import enumerated
 
 Situation = Literal["complete", "missing", "unfit", "harmful"]
 
@@ -34,7 +35,7 @@ DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
   "harmful": {"refuse": 0.28, "execute": 0.70, "clarify": 0.02},
 }
 
-PHRASES = read_asset("procedural")
+PHRASES = read_asset("synthetic/procedural")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grpo_jax.tasks.synthetic.recipes import Phrasing, read_asset
+from grpo_jax.files.assets import read_asset
+from grpo_jax.tasks.synthetic.recipes import Phrasing
 
-_ASSET = read_asset("purposes")
+_ASSET = read_asset("synthetic/purposes")
 _FORMS = _ASSET["forms"]
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import random
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Literal, get_args
 
+from grpo_jax.files.assets import read_asset
 from grpo_jax.tasks.schema import ToolSpec
 
 Phrasing = Literal["formal", "casual", "terse"]
@@ -24,13 +23,7 @@ Kind = Literal["text", "count", "measure", "flag", "list"]
 NATURAL_SHARE = 0.15  # cues without a word of the argument's name, such as "from Lima"
 
 
-def read_asset(name: str) -> dict[str, Any]:
-  """The words and phrases of `assets/synthetic/<name>.toml`."""
-  file = resources.files("grpo_jax") / "assets" / "synthetic" / f"{name}.toml"
-  return tomllib.loads(file.read_text(encoding="utf-8"))
-
-
-REQUESTS = read_asset("requests")
+REQUESTS = read_asset("synthetic/requests")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from grpo_jax.tasks.synthetic.recipes import Argument, Recipe, read_asset
+from grpo_jax.files.assets import read_asset
+from grpo_jax.tasks.synthetic.recipes import Argument, Recipe
 
 FUNCTION_WORDS = frozenset(
   "a an and at by for from get in into its me of on or the to up with".split()
@@ -23,7 +24,7 @@ def _recipe(table: dict[str, Any], pools: dict[str, list[Any]]) -> Recipe:
 
 
 def _read_recipes(name: str) -> tuple[Recipe, ...]:
-  asset = read_asset(name)
+  asset = read_asset(f"synthetic/{name}")
   return tuple(_recipe(table, asset["values"]) for table in asset["tools"])
 
 
