@@ -9,7 +9,6 @@ reward could not be loaded.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
+from grpo_jax.files.atomic import write_json
 from grpo_jax.rewards import RewardConfig, load_reward
 from grpo_jax.rewards.doctor import as_table, diagnose
 from grpo_jax.tasks.jsonl import load_tasks
@@ -48,8 +48,7 @@ def main(argv: list[str]) -> int:
     if reward.first_traceback:
       print(f"\nThe first failure:\n{reward.first_traceback}")
   if FLAGS.json:
-    text = json.dumps(dataclasses.asdict(diagnosis), indent=2, ensure_ascii=False)
-    Path(FLAGS.json).write_text(text, encoding="utf-8")
+    write_json(Path(FLAGS.json), dataclasses.asdict(diagnosis))
   return 1 if diagnosis.holes else 0
 
 

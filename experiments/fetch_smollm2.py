@@ -12,7 +12,6 @@ order of the query and key rows and writes config, weights, tokenizer and chat t
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from absl import app, flags
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from grpo_jax import command_line
+from grpo_jax.files.atomic import write_json
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.tensor_file import write_tensors
 
@@ -157,11 +157,6 @@ def write_tokenizer(head: dict[str, Any], folder: Path) -> None:
       "chat_template": head["tokenizer.chat_template"],
     },
   )
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-  """Writes a mapping as indented JSON."""
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @command_line.script()

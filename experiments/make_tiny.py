@@ -11,11 +11,11 @@ whole state every `--save_every` steps and goes on from there. Progress lies in 
 from __future__ import annotations
 
 import json
-import queue
 import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from flax import serialization
 from tokenizers import Tokenizer
 
 from grpo_jax import command_line
+from grpo_jax.files.atomic import replaced
 from grpo_jax.models import DecoderConfig, load_pretrained, save_pretrained
 from grpo_jax.models.induction_init import init_induction_params
 from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_optimizer
+from grpo_jax.tasks import evaluation_words
+from grpo_jax.tasks.batches import bucket_length, pad_prompts
 from grpo_jax.tasks.synthetic.procedural import Words, demonstrations
 from grpo_jax.tasks.synthetic.prompts import system_message
 from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
@@ -69,8 +72,6 @@ FUNCTION_WORDS = (
 def corpus_words() -> Words:
   """The word lists of `wonderwords`, without profanity and without the evaluation tools' words."""
   import wonderwords  # only this script needs it
-
-  from grpo_jax.tasks.synthetic.tools import evaluation_words
 
   folder = Path(wonderwords.__file__).parent / "assets"
   banned = set((folder / "profanitylist.txt").read_text().split()) | set(evaluation_words())
@@ -129,50 +130,40 @@ def batches(words: Words, tokenizer, seed: int, first: int) -> Iterator[SFTBatch
       ]
       index += 1
     rows = rows[: prompts * block]
-    rows.sort(key=lambda row: (bucket(len(row[1][-1][0]), TURN_BUCKETS), len(row[0])))
+    rows.sort(key=lambda row: (bucket_length(len(row[1][-1][0]), TURN_BUCKETS), len(row[0])))
     order = np.random.default_rng([seed, number]).permutation(block)
     for position, i in enumerate(order):
       if number * block + position >= first:
         yield to_batch(rows[i * prompts : (i + 1) * prompts])
 
 
-def bucket(length: int, buckets: Sequence[int]) -> int:
-  """The smallest bucket that holds `length`."""
-  return next(b for b in buckets if b >= length)
-
-
 def to_batch(rows) -> SFTBatch:
   """Pads rows to their buckets."""
-  length = bucket(max(len(prompt) for prompt, _ in rows), PROMPT_BUCKETS)
-  turn_length = bucket(max(len(turns[-1][0]) for _, turns in rows), TURN_BUCKETS)
+  prompts = [prompt for prompt, _ in rows]
+  length = bucket_length(max(map(len, prompts)), PROMPT_BUCKETS)
+  turn_length = bucket_length(max(len(turns[-1][0]) for _, turns in rows), TURN_BUCKETS)
   shape = (len(rows), len(rows[0][1]), turn_length)
-  tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
   answers, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-  for p, (prompt, turns) in enumerate(rows):
-    tokens[p, length - len(prompt) :], mask[p, length - len(prompt) :] = prompt, True
+  for p, (_, turns) in enumerate(rows):
     for g, (turn, start) in enumerate(turns):
       answers[p, g, : len(turn)] = turn
       weights[p, g, :start] = FLAGS.request_weight
       weights[p, g, start : len(turn)] = 1.0
-  return SFTBatch(tokens, mask, answers, weights)
+  return SFTBatch(*pad_prompts(prompts, length, 0), answers, weights)
 
 
 def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatch]:
   """Draws batches in a thread, ahead of the step."""
-  ready: queue.Queue = queue.Queue(depth)
-
-  def work():
-    for item in iterator:
-      ready.put(item)
-
-  threading.Thread(target=work, daemon=True).start()
-  while True:
-    yield ready.get()
+  with ThreadPoolExecutor(1) as thread:
+    ready = deque(thread.submit(next, iterator) for _ in range(depth))
+    while True:
+      ready.append(thread.submit(next, iterator))
+      yield ready.popleft().result()
 
 
 @command_line.script()
 def main(argv: list[str]) -> None:
-  cfg = command_line.read(SFTConfig)
+  settings = command_line.read(SFTConfig)
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)
   words = corpus_words()
@@ -186,7 +177,7 @@ def main(argv: list[str]) -> None:
   save_tokenizer(tokenizer, out, Path(template).read_text(encoding="utf-8"))
 
   end, pad = tokenizer.encode("<|im_end|><|endoftext|>").ids
-  policy = DecoderConfig(
+  config = DecoderConfig(
     vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
     hidden_size=FLAGS.hidden_size,
     intermediate_size=FLAGS.intermediate_size,
@@ -200,12 +191,12 @@ def main(argv: list[str]) -> None:
     eos_token_ids=(end, pad),
     pad_token_id=pad,
   )
-  tx = sft_optimizer(cfg)
-  step = make_sft_step(policy, cfg, tx)
+  tx = sft_optimizer(settings)
+  step = make_sft_step(config, settings, tx)
   if FLAGS.init_from:
     params = load_pretrained(FLAGS.init_from)[1]
   else:
-    params = init_induction_params(policy, jax.random.key(FLAGS.seed))
+    params = init_induction_params(config, jax.random.key(FLAGS.seed))
   opt_state, first = tx.init(params), 0
   state = out / "state.msgpack"
   if state.exists():
@@ -226,9 +217,9 @@ def main(argv: list[str]) -> None:
       with open(out / "metrics.jsonl", "a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")
     if (number + 1) % FLAGS.save_every == 0 or number + 1 == last:
-      save_pretrained(policy, params, out)
-      state.with_suffix(".new").write_bytes(serialization.to_bytes((number + 1, params, opt_state)))
-      state.with_suffix(".new").rename(state)
+      save_pretrained(config, params, out)
+      with replaced(state) as file:
+        file.write(serialization.to_bytes((number + 1, params, opt_state)))
 
 
 if __name__ == "__main__":

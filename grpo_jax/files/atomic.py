@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")  # what a killed process was writing
@@ -44,6 +45,11 @@ def write_text(path: Path, text: str) -> None:
   """
   with replaced(path) as file:
     file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a value as indented JSON, see `write_text`."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def disk_is_full(error: BaseException | None) -> bool:

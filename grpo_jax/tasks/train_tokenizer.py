@@ -19,6 +19,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.trainers import BpeTrainer
 
+from grpo_jax.files.atomic import write_json
+
 # Qwen 2.5's published pre-tokenizer pattern.
 QWEN_PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -87,8 +89,7 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path, chat_template: str) -> N
     "model_max_length": 2048,
     "chat_template": chat_template,
   }
-  text = json.dumps(config, indent=2, ensure_ascii=False)
-  (out_dir / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+  write_json(out_dir / "tokenizer_config.json", config)
 
 
 def _pre_tokenizer(*, split_lead: bool) -> pre_tokenizers.PreTokenizer:
