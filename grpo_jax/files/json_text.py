@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import Any
 
 MAX_DEPTH = 32  # of a completion
 MAX_DATA_DEPTH = 100  # later steps recurse in Python; no schema comes near it
@@ -17,74 +20,59 @@ _SKIP_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-class Decoded(NamedTuple):
-  """A JSON value that begins at a position, or why there is none.
+class Refused(ValueError):
+  """A text that is not read, and why: for people as its message, for programs as a code.
 
   Attributes:
-    value: the value (None also when there is an error).
-    end: the position just after the value; its start where the end cannot be told.
-    error: None, `bad_json`, `duplicate_key`, `not_finite`, `huge_number`, `lone_surrogate` or
-      `too_deep`.
-    problem: the error in words, for people; empty when there is none.
+    code: `bad_json`, `duplicate_key`, `not_finite`, `huge_number`, `lone_surrogate`, `too_deep`, or
+      a parser's own.
+    end: the position just after a JSON value; its start where the end cannot be told.
   """
 
-  value: Any
-  end: int
-  error: str | None
-  problem: str = ""
-
-
-class _Refused(ValueError):
-  """Carries an error code out of the decoder's hooks, and what it means here."""
-
-  def __init__(self, code: str, problem: str) -> None:
-    super().__init__(problem)
+  def __init__(self, code: str, problem: str = "", end: int = 0) -> None:
+    super().__init__(problem or code)
     self.code = code
+    self.end = end
 
 
-def decode_at(text: str, start: int = 0, max_depth: int = MAX_DEPTH) -> Decoded:
+def decode_at(text: str, start: int = 0, max_depth: int = MAX_DEPTH) -> tuple[Any, int]:
   """Reads the JSON value at `start` (after white space), in time linear in the text's length.
 
-  Repeated keys, NaN and infinities, numbers of more than `MAX_DIGITS` digits, lone surrogates and
-  nesting deeper than `max_depth` are errors: each could mean two things, or stop a later step.
-  Never raises.
+  Returns:
+    The value, and the position just after it.
+
+  Raises:
+    Refused: there is none, or one with repeated keys, NaN or infinities, numbers of more than
+      `MAX_DIGITS` digits, lone surrogates or nesting deeper than `max_depth`: each could mean two
+      things, or stop a later step.
   """
   start = skip_whitespace(text, start)
-  too_deep = Decoded(None, start, "too_deep", f"nested deeper than {max_depth}")
   try:
     value, end = _DECODER.raw_decode(text, start)
-  except _Refused as refused:
-    return Decoded(None, start, refused.code, str(refused))
+  except Refused as refused:
+    refused.end = start
+    raise
   except (ValueError, RecursionError) as error:
     # Where Python's own limit lies depends on its stack, so ours decides which of the two it is.
-    if _too_deep(text, start, len(text), max_depth):
-      return too_deep
-    return Decoded(None, start, "bad_json", _not_json(error))
-  if _too_deep(text, start, end, max_depth):
-    return too_deep._replace(end=end)
+    _check_depth(text, start, len(text), max_depth, start)
+    raise Refused("bad_json", _not_json(error), start) from None
+  _check_depth(text, start, end, max_depth, end)
   if not _encodable(value, text[start:end]):
-    return Decoded(None, end, "lone_surrogate", _LONE_SURROGATE)
-  return Decoded(value, end, None)
-
-
-def decode(text: str) -> Decoded:
-  """Reads a text of data that is one JSON value as a whole; see `decode_at`. Never raises."""
-  found = decode_at(text, 0, MAX_DATA_DEPTH)
-  if found.error is None and (end := skip_whitespace(text, found.end)) < len(text):
-    return Decoded(None, end, "bad_json", _not_json(json.JSONDecodeError("Extra data", text, end)))
-  return found
+    problem = "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    raise Refused("lone_surrogate", problem, end)
+  return value, end
 
 
 def read_json(text: str) -> Any:
-  """The one JSON value that a text is.
+  """The one JSON value that a text of data is.
 
   Raises:
-    ValueError: there is none; see `decode_at`.
+    Refused: there is none; see `decode_at`.
   """
-  found = decode(text)
-  if found.error is not None:
-    raise ValueError(found.problem)
-  return found.value
+  value, end = decode_at(text, 0, MAX_DATA_DEPTH)
+  if (end := skip_whitespace(text, end)) < len(text):
+    raise Refused("bad_json", _not_json(json.JSONDecodeError("Extra data", text, end)), end)
+  return value
 
 
 def decoded(value: Any, name: str) -> Any:
@@ -99,10 +87,12 @@ def decoded(value: Any, name: str) -> Any:
   """
   if not isinstance(value, str):
     return value
-  found = decode(value)
-  if found.error not in (None, "bad_json"):
-    raise ValueError(f'"{name}" is JSON text that cannot be read: {found.problem}')
-  return value if found.error else found.value
+  try:
+    return read_json(value)
+  except Refused as refused:
+    if refused.code == "bad_json":
+      return value
+    raise ValueError(f'"{name}" is JSON text that cannot be read: {refused}') from None
 
 
 def skip_whitespace(text: str, start: int) -> int:
@@ -114,37 +104,28 @@ def skip_whitespace(text: str, start: int) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
   if len(value) != len(pairs):
-    seen: set[str] = set()
-    for key, _ in pairs:
-      if key in seen:
-        raise _Refused("duplicate_key", f"the key {key[:100]!r} stands twice in one object")
-      seen.add(key)
+    (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+    raise Refused("duplicate_key", f"the key {key[:100]!r} stands twice in one object")
   return value
 
 
-def _integer(digits: str) -> int:
-  if len(digits) > MAX_DIGITS:
-    raise _Refused("huge_number", _HUGE_NUMBER)
-  return int(digits)
-
-
-def _float(digits: str) -> float:
-  if len(digits) > MAX_DIGITS:
-    raise _Refused("huge_number", _HUGE_NUMBER)
-  value = float(digits)
-  if value in (float("inf"), float("-inf")):
-    raise _Refused("huge_number", _HUGE_NUMBER)
+def _number(kind: type, digits: str) -> Any:
+  value = kind(digits) if len(digits) <= MAX_DIGITS else math.inf
+  if math.isinf(value):
+    problem = f"a number of more than {MAX_DIGITS} digits, or beyond a float's range"
+    raise Refused("huge_number", problem)
   return value
 
 
 def _constant(name: str) -> float:
-  raise _Refused("not_finite", f"{name} is no JSON number")
+  raise Refused("not_finite", f"{name} is no JSON number")
 
 
-_HUGE_NUMBER = f"a number of more than {MAX_DIGITS} digits, or beyond a float's range"
-_LONE_SURROGATE = "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
 _DECODER = json.JSONDecoder(
-  object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+  object_pairs_hook=_object,
+  parse_int=functools.partial(_number, int),
+  parse_float=functools.partial(_number, float),
+  parse_constant=_constant,
 )
 
 
@@ -154,22 +135,19 @@ def _not_json(error: Exception) -> str:
   return "not JSON"
 
 
-def _too_deep(text: str, start: int, end: int, max_depth: int) -> bool:
+def _check_depth(text: str, start: int, stop: int, max_depth: int, end: int) -> None:
+  """Refuses, with `end`, what stands between start and stop and is nested too deep."""
   # The cheap count settles nearly every text; only a suspicious one is scanned.
-  if text.count("[", start, end) + text.count("{", start, end) <= max_depth:
-    return False
+  if text.count("[", start, stop) + text.count("{", start, stop) <= max_depth:
+    return
   depth = 0
-  for match in _BRACKET.finditer(text, start, end):
+  for match in _BRACKET.finditer(text, start, stop):
     first = text[match.start()]
-    if first in "[{":
-      depth += 1
-      if depth > max_depth:
-        return True
-    elif first in "]}":
-      depth -= 1
-      if depth <= 0:
-        return False
-  return False
+    depth += (first in "[{") - (first in "]}")
+    if depth > max_depth:
+      raise Refused("too_deep", f"nested deeper than {max_depth}", end)
+    if depth <= 0 and first in "]}":
+      return
 
 
 def _encodable(value: Any, source: str) -> bool:

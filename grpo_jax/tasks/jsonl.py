@@ -39,13 +39,6 @@ class DataError(ValueError):
     self.errors = tuple(errors)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Broken:
-  """A row that could not even be read."""
-
-  problem: str
-
-
 def load_tasks(source: str | Path, split: str = "train") -> list[ToolTask]:
   """Reads and checks all tasks of a file or data set.
 
@@ -66,10 +59,9 @@ def load_tasks(source: str | Path, split: str = "train") -> list[ToolTask]:
   places: dict[str, str] = {}
   for place, row in _rows(str(source), split):
     where = f"{source}{place}"
-    if isinstance(row, _Broken):
-      errors.append(f"{where}: {row.problem}")
-      continue
     try:
+      if isinstance(row, ValueError):
+        raise row
       task = read_row(row)
     except ValueError as error:
       errors.append(f"{where}: {error}")
@@ -106,7 +98,10 @@ def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def _rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-  """Yields (place, row) with the place as it follows the source in messages, such as `:17`."""
+  """Yields (place, row) with the place as it follows the source in messages, such as `:17`.
+
+  In place of a row that cannot be read stands the error.
+  """
   path = Path(source)
   if path.is_file():
     suffix = path.suffix.lower()
@@ -130,10 +125,8 @@ def _line_rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     if len(line) > MAX_ROW_BYTES:
       while line and not line.endswith(b"\n"):
         line = file.readline(MAX_ROW_BYTES)
-      yield (
-        f":{number}",
-        _Broken(f"longer than {MAX_ROW_BYTES >> 20} MiB; expected one task a line"),
-      )
+      problem = f"longer than {MAX_ROW_BYTES >> 20} MiB; expected one task a line"
+      yield f":{number}", ValueError(problem)
       continue
     line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     if line.strip():
@@ -150,29 +143,32 @@ def _json_rows(file: BinaryIO) -> Iterator[tuple[str, Any]]:
   try:
     text = file.read().decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    yield "", _Broken(f"not UTF-8 at byte {error.start}")
+    yield "", ValueError(f"not UTF-8 at byte {error.start}")
     return
   position, line, counted = json_text.skip_whitespace(text, 0), 1, 0
   if not text.startswith("[", position):
-    yield "", _Broken("expected a JSON list of tasks, or one task a line")
+    yield "", ValueError("expected a JSON list of tasks, or one task a line")
     return
   position = json_text.skip_whitespace(text, position + 1)
   while not text.startswith("]", position):
     line, counted = line + text.count("\n", counted, position), position
-    found = json_text.decode_at(text, position, json_text.MAX_DATA_DEPTH)
-    yield f":{line}", _row(found)
-    if found.end == position:  # where the next task begins cannot be told
+    try:
+      row, end = json_text.decode_at(text, position, json_text.MAX_DATA_DEPTH)
+    except json_text.Refused as refused:
+      row, end = _not_a_task(refused), refused.end
+    yield f":{line}", row
+    if end == position:  # where the next task begins cannot be told
       return
-    position = json_text.skip_whitespace(text, found.end)
+    position = json_text.skip_whitespace(text, end)
     if text.startswith(",", position):
       position = json_text.skip_whitespace(text, position + 1)
     elif not text.startswith("]", position):
-      yield f":{line}", _Broken('expected "," or "]" after this task')
+      yield f":{line}", ValueError('expected "," or "]" after this task')
       return
   end = json_text.skip_whitespace(text, position + 1)
   if end < len(text):
     line += text.count("\n", counted, end)
-    yield f":{line}", _Broken("expected nothing after the list of tasks")
+    yield f":{line}", ValueError("expected nothing after the list of tasks")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -188,7 +184,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
       read = without_nulls(_json_decoded(row, kind))
     except ValueError as error:
-      read = _Broken(f"a column of JSON: {error}")
+      read = ValueError(f"a column of JSON: {error}")
     yield f":row {number}", read
 
 
@@ -225,12 +221,14 @@ def _dataset_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 def _parsed(line: bytes) -> Any:
   try:
-    return _row(json_text.decode(line.decode()))
+    return json_text.read_json(line.decode())
   except UnicodeDecodeError as error:
-    return _Broken(f"not UTF-8 at byte {error.start + 1} of the line")
+    return ValueError(f"not UTF-8 at byte {error.start + 1} of the line")
+  except json_text.Refused as refused:
+    return _not_a_task(refused)
 
 
-def _row(found: json_text.Decoded) -> Any:
-  if found.error in ("bad_json", "too_deep"):
-    return _Broken(f"{found.problem}; expected one task as an object")
-  return _Broken(found.problem) if found.error else found.value
+def _not_a_task(refused: json_text.Refused) -> ValueError:
+  if refused.code in ("bad_json", "too_deep"):
+    return ValueError(f"{refused}; expected one task as an object")
+  return refused

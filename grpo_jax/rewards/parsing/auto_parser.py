@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from grpo_jax.files.json_text import Decoded, decode_at, skip_whitespace
+from grpo_jax.files.json_text import Refused, decode_at, skip_whitespace
 from grpo_jax.rewards.parsing.parsed import (
   CLOSE_TAG,
   MAX_CALLS,
@@ -36,7 +35,7 @@ class _Found(NamedTuple):
   rest: str  # the text without the calls
 
 
-def parse_auto(text: str, strict: ParseResult) -> ParseResult:
+def parse_auto(text: str) -> ParseResult | None:
   """Reads calls in the forms that `strict` refuses.
 
   In this order, the first that finds a call wins: `<tool_call>` blocks (also with prose around them
@@ -48,108 +47,101 @@ def parse_auto(text: str, strict: ParseResult) -> ParseResult:
 
   Args:
     text: a stripped completion.
-    strict: what the strict parser said about it; its error stands when nothing is found.
+
+  Returns:
+    The calls, or None where the text holds no sign of any.
+
+  Raises:
+    Refused: with a code of `PARSE_ERRORS`.
   """
   found = _find_blocks(text) or _find_python(text) or _find_json(text) or _find_python_lists(text)
-  if isinstance(found, str):
-    return ParseResult(error=found)
   if found is None:
-    return strict
+    return None
   if len(found.calls) > MAX_CALLS:
-    return ParseResult(error="too_many_calls")
+    raise Refused("too_many_calls")
   if has_call_sign(found.rest):
-    return ParseResult(error="mixed_forms")
+    raise Refused("mixed_forms")
   return ParseResult(calls=tuple(found.calls), form=found.form)
 
 
-def _find_blocks(text: str) -> _Found | str | None:
-  pieces = text.split(OPEN_TAG)
-  if len(pieces) == 1:
+def _find_blocks(text: str) -> _Found | None:
+  before, *pieces = text.split(OPEN_TAG)
+  if not pieces:
     return None
-  if len(pieces) > MAX_CALLS + 1:
-    return "too_many_calls"
+  if len(pieces) > MAX_CALLS:
+    raise Refused("too_many_calls")
   calls: list[ToolCall] = []
-  rest = [pieces[0]]
-  for piece in pieces[1:]:
-    decoded = decode_at(piece)
-    if decoded.error:
-      return decoded.error
-    read = _read_calls(decoded.value)
+  rest = [before]
+  for piece in pieces:
+    value, end = decode_at(piece)
+    read = _read_calls(value)
     if read is None:
-      return "not_a_call"
+      raise Refused("not_a_call")
     calls.extend(read)
-    end = skip_whitespace(piece, decoded.end)
-    rest.append(piece[end + len(CLOSE_TAG) * piece.startswith(CLOSE_TAG, end) :])
+    rest.append(piece[skip_whitespace(piece, end) :].removeprefix(CLOSE_TAG))
   return _Found(calls, "blocks", " ".join(rest))
 
 
-def _find_python(text: str) -> _Found | str | None:
+def _find_python(text: str) -> _Found | None:
   inner = _FENCE.sub("", text) if text.startswith("```") else text
   inner = inner.removeprefix(PYTHON_TAG).strip()
   if not _PYTHON_WHOLE.match(inner) or not inner.endswith((")", "]")):
     return None
-  read = read_python_calls(inner)
-  if isinstance(read, str):
+  try:
+    return _Found(read_python_calls(inner), "python", "")
+  except Refused as refused:
     # "Sorry (really), I can't (yet)" is prose; `[f(` cannot be.
-    return read if inner.startswith("[") or read != "not_literal" else None
-  return _Found(read, "python", "")
+    if refused.code == "not_literal" and not inner.startswith("["):
+      return None
+    raise
 
 
-def _find_json(text: str) -> _Found | str | None:
+def _find_json(text: str) -> _Found | None:
   calls: list[ToolCall] = []
   rest: list[str] = []
-  position, form = 0, ""
-  for start, decoded in _json_values(text):
-    if decoded.error not in (None, "bad_json"):
-      return decoded.error
-    read = None if decoded.error else _read_calls(decoded.value)
+  form = ""
+  searched = taken = failed = 0  # two positions, and the number of starts that were none
+  for _ in range(MAX_VALUES):
+    match = _JSON_START.search(text, searched)
+    if match is None or failed == MAX_STARTS:
+      break
+    try:
+      # A value that decodes costs no more than its own length: the search goes on behind it.
+      value, searched = decode_at(text, match.start())
+    except Refused as refused:
+      if refused.code != "bad_json":
+        raise
+      failed, searched = failed + 1, match.end()
+      continue
+    read = _read_calls(value)
     if read is None:
       continue
-    form = form or ("list" if isinstance(decoded.value, list) else "object")
+    form = form or ("list" if isinstance(value, list) else "object")
     calls.extend(read)
     if len(calls) > MAX_CALLS:
-      return "too_many_calls"
-    rest.append(text[position:start])
-    position = decoded.end
+      raise Refused("too_many_calls")
+    rest.append(text[taken : match.start()])
+    taken = searched
   if not calls:
     return None
-  rest.append(text[position:])
+  rest.append(text[taken:])
   return _Found(calls, form, " ".join(rest).replace(PYTHON_TAG, ""))
 
 
-def _json_values(text: str) -> Iterator[tuple[int, Decoded]]:
-  position, failed = 0, 0
-  for _ in range(MAX_VALUES):
-    match = _JSON_START.search(text, position)
-    if match is None or failed == MAX_STARTS:
-      return
-    decoded = decode_at(text, match.start())
-    yield match.start(), decoded
-    # A value that decodes costs no more than its own length: the search goes on behind it.
-    failed += decoded.error is not None
-    position = match.end() if decoded.error else decoded.end
-
-
-def _find_python_lists(text: str) -> _Found | str | None:
+def _find_python_lists(text: str) -> _Found | None:
   match = _PYTHON_START.search(text)
   end = text.rfind("]") + 1
   if match is None or end <= match.start():
     return None
   read = read_python_calls(text[match.start() : end])
-  if isinstance(read, str):
-    return read
   return _Found(read, "python", text[: match.start()] + " " + text[end:])
 
 
 def _read_calls(value: Any) -> list[ToolCall] | None:
   """The calls in a decoded value, or None if any part of it is not a call."""
-  entries = value if isinstance(value, list) else [value]
-  if len(entries) > MAX_CALLS + 1:
-    entries = entries[: MAX_CALLS + 1]
-  calls = [_read_loose_call(entry) for entry in entries]
-  if not calls or any(call is None for call in calls):
-    return None
-  return [call for call in calls if call is not None]
+  entries = value[: MAX_CALLS + 1] if isinstance(value, list) else [value]
+  calls = [call for call in map(_read_loose_call, entries) if call is not None]
+  return calls if calls and len(calls) == len(entries) else None
 
 
 def _read_loose_call(value: Any) -> ToolCall | None:
@@ -162,5 +154,8 @@ def _read_loose_call(value: Any) -> ToolCall | None:
     return None
   arguments = value.get("arguments", value.get("parameters"))
   if isinstance(arguments, str):
-    arguments = decode_at(arguments).value
+    try:
+      arguments, _ = decode_at(arguments)
+    except Refused:
+      return None
   return read_call({"name": value.get("name"), "arguments": arguments})

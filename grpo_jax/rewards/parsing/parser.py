@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from grpo_jax.files.json_text import WHITESPACE, decode_at, skip_whitespace
+from grpo_jax.files.json_text import WHITESPACE, Refused, decode_at, skip_whitespace
 from grpo_jax.rewards.parsing.auto_parser import parse_auto
 from grpo_jax.rewards.parsing.parsed import (
   CLOSE_TAG,
@@ -37,15 +37,21 @@ def parse(text: str, mode: ParseMode = "strict") -> ParseResult:
   """
   if mode not in PARSE_MODES:
     raise ValueError(f"parse mode {mode!r}; expected one of {', '.join(PARSE_MODES)}")
-  if len(text) > MAX_CHARS:
-    return ParseResult(error="too_long")
   stripped = text.strip()
-  if not stripped:
-    return ParseResult(error="empty")
-  result = _parse_strict(stripped)
-  if mode == "auto" and result.error in _OTHER_READINGS:
-    return parse_auto(stripped, result)
-  return result
+  try:
+    if len(text) > MAX_CHARS:
+      raise Refused("too_long")
+    if not stripped:
+      raise Refused("empty")
+    return _parse_strict(stripped)
+  except Refused as refused:
+    strict = ParseResult(error=refused.code)
+  if mode == "strict" or strict.error not in _OTHER_READINGS:
+    return strict
+  try:
+    return parse_auto(stripped) or strict
+  except Refused as refused:
+    return ParseResult(error=refused.code)
 
 
 # Errors after which another reading of the same text may succeed. The rest (a repeated key, NaN)
@@ -61,23 +67,21 @@ def _parse_strict(text: str) -> ParseResult:
   if text.startswith(OPEN_TAG):
     return _parse_blocks(text)
   if not looks_like_call(text):
-    return ParseResult(error="text")
+    raise Refused("text")
   if text.startswith("{"):
-    return ParseResult(error=decode_at(text).error or "other_form")
-  if has_call_sign(text) and not text.startswith("```"):
-    return ParseResult(error="surrounding_text")
-  return ParseResult(error="other_form")
+    decode_at(text)
+    raise Refused("other_form")
+  quoted = has_call_sign(text) and not text.startswith("```")
+  raise Refused("surrounding_text" if quoted else "other_form")
 
 
 def _parse_list(text: str) -> ParseResult:
-  value, end, error, _ = decode_at(text)
-  if error:
-    return ParseResult(error=error)
+  values, end = decode_at(text)
   if text[end:].strip(WHITESPACE):
-    return ParseResult(error="surrounding_text")
-  if not value:
-    return ParseResult(error="empty_list")
-  return _result(value, "list")
+    raise Refused("surrounding_text")
+  if not values:
+    raise Refused("empty_list")
+  return _result(values, "list")
 
 
 def _parse_blocks(text: str) -> ParseResult:
@@ -85,24 +89,22 @@ def _parse_blocks(text: str) -> ParseResult:
   position = 0
   while position < len(text):
     if not text.startswith(OPEN_TAG, position):
-      return ParseResult(error="surrounding_text")
-    value, end, error, _ = decode_at(text, position + len(OPEN_TAG))
-    if error:
-      return ParseResult(error=error)
+      raise Refused("surrounding_text")
+    value, end = decode_at(text, position + len(OPEN_TAG))
     close = skip_whitespace(text, end)
     if not text.startswith(CLOSE_TAG, close):
-      return ParseResult(error="bad_json")
+      raise Refused("bad_json")
     values.append(value)
     if len(values) > MAX_CALLS:
-      return ParseResult(error="too_many_calls")
+      raise Refused("too_many_calls")
     position = skip_whitespace(text, close + len(CLOSE_TAG))
   return _result(values, "blocks")
 
 
 def _result(values: list[Any], form: str) -> ParseResult:
   if len(values) > MAX_CALLS:
-    return ParseResult(error="too_many_calls")
+    raise Refused("too_many_calls")
   calls = tuple(call for value in values if (call := read_call(value)) is not None)
   if len(calls) != len(values):
-    return ParseResult(error="not_a_call")
+    raise Refused("not_a_call")
   return ParseResult(calls=calls, form=form)

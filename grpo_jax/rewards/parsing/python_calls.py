@@ -9,7 +9,7 @@ import re
 import warnings
 from typing import Any
 
-from grpo_jax.files.json_text import MAX_DIGITS
+from grpo_jax.files.json_text import MAX_DIGITS, Refused
 from grpo_jax.rewards.parsing.parsed import MAX_CALLS
 from grpo_jax.tasks.schema import ToolCall
 
@@ -33,71 +33,59 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 _LITERAL_KEYWORDS = ("True", "False", "None")
 
 
-class _Refused(ValueError):
-  def __init__(self, code: str) -> None:
-    super().__init__(code)
-    self.code = code
-
-
-def read_python_calls(text: str) -> list[ToolCall] | str:
+def read_python_calls(text: str) -> list[ToolCall]:
   """Reads one call or a list of calls, with keyword arguments that are literals.
 
   Nothing is evaluated: the text goes through `ast.parse`, and its nodes are read. `true`, `false`
   and `null` count as literals; tuples become lists.
 
-  Returns:
-    The calls, or an error code: `not_literal`, `too_long`, `too_deep`, `duplicate_key`,
-    `huge_number`, `lone_surrogate` or `too_many_calls`.
+  Raises:
+    Refused: with the code `not_literal`, `too_long`, `too_deep`, `duplicate_key`, `huge_number`,
+      `lone_surrogate` or `too_many_calls`.
   """
   if len(text) > MAX_PYTHON_CHARS:
-    return "too_long"
-  error = _token_error(text)
-  if error:
-    return error
+    raise Refused("too_long")
+  _check_tokens(text)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # "\d" in a string is the model's business
       body = ast.parse(text.strip(), mode="eval").body
-    nodes = body.elts if isinstance(body, ast.List) else [body]
-    if len(nodes) > MAX_CALLS:
-      return "too_many_calls"
-    return [_call(node) for node in nodes] or "not_literal"
-  except _Refused as refused:
-    return refused.code
   except (SyntaxError, ValueError, RecursionError, MemoryError):
-    return "not_literal"
+    raise Refused("not_literal") from None
+  nodes = body.elts if isinstance(body, ast.List) else [body]
+  if len(nodes) > MAX_CALLS:
+    raise Refused("too_many_calls")
+  if not nodes:
+    raise Refused("not_literal")
+  return [_call(node) for node in nodes]
 
 
-def _token_error(text: str) -> str | None:
+def _check_tokens(text: str) -> None:
   position, depth = 0, 0
   while position < len(text):
     match = _TOKEN.match(text, position)
     if match is None:
-      return "not_literal"
+      raise Refused("not_literal")
     kind, token = match.lastgroup, match.group()
-    if kind == "open":
-      depth += 1
-      if depth > MAX_PYTHON_DEPTH:
-        return "too_deep"
-    elif kind == "close":
-      depth -= 1
-    elif kind == "name" and keyword.iskeyword(token) and token not in _LITERAL_KEYWORDS:
-      return "not_literal"
-    elif kind == "number" and len(token) > MAX_DIGITS:
-      return "huge_number"
+    depth += (kind == "open") - (kind == "close")
+    if depth > MAX_PYTHON_DEPTH:
+      raise Refused("too_deep")
+    if kind == "name" and keyword.iskeyword(token) and token not in _LITERAL_KEYWORDS:
+      raise Refused("not_literal")
+    if kind == "number" and len(token) > MAX_DIGITS:
+      raise Refused("huge_number")
     position = match.end()
-  return None
 
 
 def _call(node: ast.expr) -> ToolCall:
   if not isinstance(node, ast.Call) or node.args:
-    raise _Refused("not_literal")
+    raise Refused("not_literal")
   arguments: dict[str, Any] = {}
   for entry in node.keywords:
     if entry.arg is None:
-      raise _Refused("not_literal")
+      raise Refused("not_literal")
     if entry.arg in arguments:
-      raise _Refused("duplicate_key")
+      raise Refused("duplicate_key")
     arguments[entry.arg] = _literal(entry.value)
   return ToolCall(_dotted_name(node.func), arguments)
 
@@ -108,7 +96,7 @@ def _dotted_name(node: ast.expr) -> str:
     parts.append(node.attr)
     node = node.value
   if not isinstance(node, ast.Name):
-    raise _Refused("not_literal")
+    raise Refused("not_literal")
   return ".".join([node.id, *reversed(parts)])
 
 
@@ -128,12 +116,12 @@ def _literal(node: ast.expr) -> Any:
     for key, value in zip(node.keys, node.values, strict=True):
       name = _literal(key) if key is not None else None
       if not isinstance(name, str):
-        raise _Refused("not_literal")
+        raise Refused("not_literal")
       if name in members:
-        raise _Refused("duplicate_key")
+        raise Refused("duplicate_key")
       members[name] = _literal(value)
     return members
-  raise _Refused("not_literal")
+  raise Refused("not_literal")
 
 
 def _constant(value: Any) -> Any:
@@ -141,9 +129,9 @@ def _constant(value: Any) -> Any:
     try:
       value.encode("utf-8")
     except UnicodeEncodeError:
-      raise _Refused("lone_surrogate") from None
+      raise Refused("lone_surrogate") from None
   elif isinstance(value, float) and not math.isfinite(value):
-    raise _Refused("huge_number")
+    raise Refused("huge_number")
   elif not isinstance(value, (bool, int, float, type(None))):
-    raise _Refused("not_literal")
+    raise Refused("not_literal")
   return value
