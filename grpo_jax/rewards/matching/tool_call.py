@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy.optimize import linear_sum_assignment
@@ -40,17 +40,17 @@ class CallComparison:
     return self.right / self.total if self.total else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ArgumentComparison:
   """The arguments of one call against those of one wanted call, as lists of names."""
 
-  right: tuple[str, ...] = ()
-  wrong: tuple[str, ...] = ()
-  missing: tuple[str, ...] = ()
-  extra: tuple[str, ...] = ()
+  right: list[str] = field(default_factory=list)
+  wrong: list[str] = field(default_factory=list)
+  missing: list[str] = field(default_factory=list)
+  extra: list[str] = field(default_factory=list)
 
   @property
-  def faults(self) -> tuple[str, ...]:
+  def faults(self) -> list[str]:
     """The names of all arguments that are not right."""
     return self.wrong + self.missing + self.extra
 
@@ -75,76 +75,66 @@ def compare_calls(
   pairs = _best_pairs(given, task, specs, ordered)
   right = sum(len(pair.right) for pair in pairs)
   faults = tuple(dict.fromkeys(name for pair in pairs for name in pair.faults))
-  return CallComparison(_argument_error(pairs), True, right, right + _count(pairs), faults)
+  total = right + sum(len(pair.faults) for pair in pairs)
+  return CallComparison(_argument_error(pairs), True, right, total, faults)
 
 
-def compare_arguments(
-  given: ToolCall, wanted: ToolCall, spec: ToolSpec | None
-) -> ArgumentComparison:
+def compare_arguments(given: ToolCall, wanted: ToolCall, spec: ToolSpec) -> ArgumentComparison:
   """Compares the arguments of one call with the wanted ones, by type and value.
 
   An argument that is left out equals its schema's `default`, on either side.
   """
-  root = spec.parameters if spec is not None else None
-  properties: Mapping[str, Any] = spec.properties if spec is not None else {}
-  names: dict[str, list[str]] = {"right": [], "wrong": [], "missing": [], "extra": []}
-  for name, value in wanted.arguments.items():
-    schema = properties.get(name)
-    if name in given.arguments:
-      same = equal_values(given.arguments[name], value, schema, root)
-      names["right" if same else "wrong"].append(name)
+  found = ArgumentComparison()
+  for name in dict.fromkeys((*wanted.arguments, *given.arguments)):
+    schema = spec.properties.get(name)
+    default = default_of(schema, spec.parameters)
+    one, other = given.arguments.get(name, default), wanted.arguments.get(name, default)
+    if equal_values(one, other, schema, spec.parameters):
+      if name in wanted.arguments:
+        found.right.append(name)
+    elif name not in given.arguments:
+      found.missing.append(name)
+    elif name not in wanted.arguments:
+      found.extra.append(name)
     else:
-      same = equal_values(default_of(schema, root), value, schema, root)
-      names["right" if same else "missing"].append(name)
-  for name, value in given.arguments.items():
-    if name not in wanted.arguments:
-      schema = properties.get(name)
-      # Without a schema there is no default; thousands of made-up names must cost little.
-      if schema is None or not equal_values(value, default_of(schema, root), schema, root):
-        names["extra"].append(name)
-  return ArgumentComparison(**{key: tuple(found) for key, found in names.items()})
+      found.wrong.append(name)
+  return found
 
 
 def compare_with_accepted(
-  given: ToolCall, accepted: Mapping[str, Any], spec: ToolSpec | None
+  given: ToolCall, accepted: Mapping[str, Any], spec: ToolSpec
 ) -> ArgumentComparison:
   """Compares the arguments of one call with accepted values, as the Berkeley leaderboard does.
 
   An argument that the schema requires must be given even if `""` is among its accepted values.
   """
-  properties: Mapping[str, Any] = spec.properties if spec is not None else {}
-  required = spec.required if spec is not None else ()
-  names: dict[str, list[str]] = {"right": [], "wrong": [], "missing": [], "extra": []}
+  found = ArgumentComparison()
   for name, options in accepted.items():
     if name in given.arguments:
       listed = isinstance(options, (list, tuple))
-      same = listed and is_accepted(given.arguments[name], options, properties.get(name))
-      names["right" if same else "wrong"].append(name)
+      same = listed and is_accepted(given.arguments[name], options, spec.properties.get(name))
+      (found.right if same else found.wrong).append(name)
     else:
-      same = name not in required and may_be_left_out(options)
-      names["right" if same else "missing"].append(name)
-  names["missing"].extend(n for n in required if n not in accepted and n not in given.arguments)
-  names["extra"].extend(
-    name
-    for name in given.arguments
-    if name not in accepted or (properties and name not in properties)
-  )
-  return ArgumentComparison(**{key: tuple(found) for key, found in names.items()})
+      same = name not in spec.required and may_be_left_out(options)
+      (found.right if same else found.missing).append(name)
+  for name in spec.required:
+    if name not in accepted and name not in given.arguments:
+      found.missing.append(name)
+  for name in given.arguments:
+    if name not in accepted or (spec.properties and name not in spec.properties):
+      found.extra.append(name)
+  return found
 
 
 def _compare(
   given: ToolCall, task: ToolTask, index: int, specs: Mapping[str, ToolSpec]
 ) -> ArgumentComparison:
-  spec = specs.get(given.name)
+  spec = specs.get(given.name) or ToolSpec(given.name)
   if task.possible_answers is not None:
     accepted = task.possible_answers[index].get(given.name)
     if isinstance(accepted, Mapping):
       return compare_with_accepted(given, accepted, spec)
   return compare_arguments(given, task.calls[index], spec)
-
-
-def _count(pairs: Sequence[ArgumentComparison]) -> int:
-  return sum(len(pair.faults) for pair in pairs)
 
 
 def _argument_error(pairs: Sequence[ArgumentComparison]) -> str | None:
