@@ -9,24 +9,3 @@ from grpo_jax.rewards.load import RewardConfig, load_reward, reward_files
 from grpo_jax.rewards.parsing.parsed import PARSE_ERRORS, ParseResult
 from grpo_jax.rewards.parsing.parser import PARSE_MODES, parse
 from grpo_jax.rewards.tiers import TIERS, score
-
-__all__ = [
-  "ERRORS",
-  "PARSE_ERRORS",
-  "PARSE_MODES",
-  "TIERS",
-  "BuiltInReward",
-  "CombinedReward",
-  "CustomReward",
-  "JudgeConfig",
-  "JudgeReward",
-  "ParseResult",
-  "Reward",
-  "RewardBreakdown",
-  "RewardConfig",
-  "RewardWeights",
-  "load_reward",
-  "parse",
-  "reward_files",
-  "score",
-]

@@ -14,30 +14,3 @@ from grpo_jax.tasks.summary import data_summary
 from grpo_jax.tasks.synthetic.splits import SPLIT_SIZES, SPLITS, generate
 from grpo_jax.tasks.synthetic.tools import evaluation_words
 from grpo_jax.tasks.tokenizer import completion_text, load_tokenizer, stop_token_ids
-
-__all__ = [
-  "BEHAVIORS",
-  "SPLITS",
-  "SPLIT_SIZES",
-  "DataError",
-  "ToolCall",
-  "ToolSpec",
-  "ToolTask",
-  "batch_at",
-  "bucket_length",
-  "completion_text",
-  "data_sha256",
-  "data_summary",
-  "encode_messages",
-  "evaluation_words",
-  "generate",
-  "load_tasks",
-  "load_tokenizer",
-  "pad_prompts",
-  "render",
-  "render_messages",
-  "render_text",
-  "stop_token_ids",
-  "supports_tools",
-  "write_jsonl",
-]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_jax.files.json_text import decoded
-from grpo_jax.tasks.schema import ToolSpec, ToolTask
+from grpo_jax.tasks.schema import ToolSpec, ToolTask, function_of
 
 ROLES = ("system", "user", "assistant", "tool")
 # What the reader takes from `extra_info` alone: beside it, it would be dropped in silence.
@@ -78,17 +78,19 @@ def _contract_of_chat(row: Mapping[str, Any]) -> dict[str, Any]:
   if not isinstance(messages, list):
     raise ValueError(f'"messages" must be a list of messages, got {_kind(messages)}')
   spoken = [
-    i for i, m in enumerate(messages) if isinstance(m, Mapping) and m.get("role") == "assistant"
+    (bool(message.get("tool_calls")), i)
+    for i, message in enumerate(messages)
+    if isinstance(message, Mapping) and message.get("role") == "assistant"
   ]
   if not spoken:
     raise ValueError('"messages" has no assistant message to take the ground truth from')
-  target = next((i for i in reversed(spoken) if messages[i].get("tool_calls")), spoken[-1])
-  answer = messages[target]
-  if answer.get("tool_calls"):
-    ground_truth: Any = _functions(answer["tool_calls"], f"messages[{target}]")
+  calls, target = max(spoken)
+  answer, where = messages[target], f"messages[{target}]"
+  if calls:
+    ground_truth: Any = _functions(answer["tool_calls"], where)
   else:
-    _check_no_function_call(answer, f"messages[{target}]")
-    ground_truth = _text(answer.get("content"), f"messages[{target}]")
+    _check_no_function_call(answer, where)
+    ground_truth = _text(answer.get("content"), where)
   contract = {
     "prompt": messages[:target],
     "tools": row.get("tools"),
@@ -160,7 +162,7 @@ def _functions(calls: Any, where: str) -> list[dict[str, Any]]:
     raise ValueError(f'"tool_calls" of {where} must be a list, got {_kind(calls)}')
   functions = []
   for call in calls:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
+    function = function_of(call)
     function = function if isinstance(function, Mapping) else {}
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -180,18 +182,14 @@ def _check_extra_info(value: Any) -> None:
   if not isinstance(extra.get("id", ""), (str, int)) or isinstance(extra.get("id"), bool):
     raise ValueError(f'"extra_info.id" must be text or an integer, got {_kind(extra["id"])}')
   missing = extra.get("missing")
-  if missing is not None and (
-    not isinstance(missing, list) or not all(isinstance(name, str) for name in missing)
-  ):
+  if missing is not None and not _is_names(missing):
     raise ValueError(f'"extra_info.missing" must be a list of argument names, got {_kind(missing)}')
 
 
 def _check_tools(tools: Sequence[ToolSpec]) -> None:
-  names = [tool.name for tool in tools]
-  for name in names:
-    if names.count(name) > 1:
-      raise ValueError(f"tool {name!r} is on offer twice; expected one schema a name")
   for tool in tools:
+    if sum(tool.name == other.name for other in tools) > 1:
+      raise ValueError(f"tool {tool.name!r} is on offer twice; expected one schema a name")
     if _bare_arguments(tool.parameters):
       raise ValueError(
         f'tool {tool.name!r}: "parameters" must be a JSON schema, with the arguments in its '
@@ -203,11 +201,15 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
     ):
       raise ValueError(f'tool {tool.name!r}: "properties" must be an object of argument schemas')
     required = tool.parameters.get("required") or []
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+    if not _is_names(required):
       raise ValueError(f'tool {tool.name!r}: "required" must be a list of argument names')
     for name in required:
       if name not in properties:
         raise ValueError(f'tool {tool.name!r}: required argument {name!r} is not in "properties"')
+
+
+def _is_names(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _bare_arguments(parameters: Mapping[str, Any]) -> bool:

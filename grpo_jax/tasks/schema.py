@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -14,6 +15,15 @@ BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
 #: The keys of a call in the formats of all model families; `parameters` is Llama 3's name for
 #: `arguments`.
 CALL_KEYS = frozenset(("name", "arguments", "parameters", "id", "type", "index"))
+
+_OPENING = re.compile(r"[{\[]")
+_DECODER = json.JSONDecoder()
+
+
+def function_of(value: Any) -> Any:
+  """What the envelope `{"type": "function", "function": ...}` holds; else the value itself."""
+  inner = value.get("function") if isinstance(value, Mapping) else None
+  return inner if isinstance(inner, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -45,19 +55,13 @@ class ToolSpec:
 
   def to_json(self) -> dict[str, Any]:
     """Returns the function object without the `{"type": "function"}` envelope."""
-    return {
-      "name": self.name,
-      "description": self.description,
-      "parameters": dict(self.parameters),
-    }
+    parameters = dict(self.parameters)
+    return {"name": self.name, "description": self.description, "parameters": parameters}
 
   def to_chat(self) -> dict[str, Any]:
     """Returns the tool in its envelope for a chat template, exactly as it was given."""
-    if self.given is None:
-      return {"type": "function", "function": self.to_json()}
-    if "function" in self.given:
-      return dict(self.given)
-    return {"type": "function", "function": dict(self.given)}
+    given = self.to_json() if self.given is None else dict(self.given)
+    return given if "function" in given else {"type": "function", "function": given}
 
   @classmethod
   def from_json(cls, value: Any) -> ToolSpec:
@@ -66,9 +70,7 @@ class ToolSpec:
     Raises:
       ValueError: `value` is not a tool; the message says what is missing.
     """
-    given = value
-    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
-      value = value["function"]
+    given, value = value, function_of(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
       raise ValueError('a tool is an object with a "name" and "parameters" (a JSON schema)')
     for other in ("input_schema", "inputSchema", "arguments", "args"):
@@ -135,10 +137,8 @@ class ToolTask:
   @property
   def request(self) -> str:
     """The last user message."""
-    for message in reversed(self.messages):
-      if message.get("role") == "user":
-        return str(message.get("content") or "")
-    return ""
+    spoken = (m.get("content") for m in reversed(self.messages) if m.get("role") == "user")
+    return str(next(spoken, "") or "")
 
   @classmethod
   def from_row(cls, row: Mapping[str, Any]) -> ToolTask:
@@ -230,30 +230,22 @@ def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
     ValueError: a schema could mean two things, such as one with a key twice.
   """
   found: list[ToolSpec] = []
-  decoder = json.JSONDecoder()
   position = 0
-  while (
-    start := min(
-      (i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1
-    )
-  ) >= 0:
+  while match := _OPENING.search(text, position):
     try:
-      value, position = decoder.raw_decode(text, start)
+      value, position = _DECODER.raw_decode(text, match.start())
     except (ValueError, RecursionError):
-      position = start + 1
+      position = match.end()
       continue
+    entries = [function_of(entry) for entry in (value if isinstance(value, list) else [value])]
     specs = [
-      ToolSpec.from_json(inner)
-      for entry in (value if isinstance(value, list) else [value])
-      if isinstance(
-        inner := entry.get("function", entry) if isinstance(entry, dict) else None, dict
-      )
-      and isinstance(inner.get("name"), str)
-      and "parameters" in inner
+      ToolSpec.from_json(entry)
+      for entry in entries
+      if isinstance(entry, dict) and isinstance(entry.get("name"), str) and "parameters" in entry
     ]
     if specs:  # other JSON in a message is only text
       try:
-        read_json(text[start:position])
+        read_json(text[match.start() : position])
       except ValueError as error:
         raise ValueError(f"the tool schemas in the system message: {error}") from error
     found += specs
@@ -261,8 +253,7 @@ def tools_in_text(text: str) -> tuple[ToolSpec, ...]:
 
 
 def _call(entry: Any) -> ToolCall:
-  if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
-    entry = entry["function"]
+  entry = function_of(entry)
   expected = 'each wanted call must be {"name": text, "arguments": object}'
   if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
     raise ValueError(expected)

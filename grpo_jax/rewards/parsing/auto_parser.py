@@ -16,7 +16,7 @@ from grpo_jax.rewards.parsing.parsed import (
   read_call,
 )
 from grpo_jax.rewards.parsing.python_calls import read_python_calls
-from grpo_jax.tasks.schema import CALL_KEYS, ToolCall
+from grpo_jax.tasks.schema import CALL_KEYS, ToolCall, function_of
 
 #: How many places that turn out not to be JSON are tried as the start of a value. Each try is
 #: linear in the text, so the whole search is.
@@ -145,8 +145,7 @@ def _read_calls(value: Any) -> list[ToolCall] | None:
 
 
 def _read_loose_call(value: Any) -> ToolCall | None:
-  if isinstance(value, dict) and isinstance(value.get("function"), dict):
-    value = value["function"]
+  value = function_of(value)
   # A tool's schema has a name and parameters too, but also a description: it is no call.
   if not isinstance(value, dict) or not value.keys() <= CALL_KEYS:
     return None
