@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,24 +99,20 @@ def _on_calls(task: ToolTask, prose: bool) -> Iterator[Attack]:
     return json.dumps([call.to_json() for call in (*calls, *rest)], ensure_ascii=False)
 
   arguments = first.arguments
-  schemas = specs[first.name].properties if first.name in specs else {}
-  accepted = task.possible_answers is not None
-  for name, value in arguments.items():
+  if arguments:
+    name, value = next(iter(arguments.items()))
     others = {key: other for key, other in arguments.items() if key != name}
-    schema = schemas.get(name)
-    yield Attack(
-      "wrong value", "slip", text(ToolCall(first.name, {**others, name: other_value(value)}))
-    )
-    yield Attack(
-      "wrong type", "slip", text(ToolCall(first.name, {**others, name: other_type(value)}))
-    )
-    if not (isinstance(schema, Mapping) and "default" in schema) and not accepted:
+    changed = lambda value: text(ToolCall(first.name, {**others, name: value}))
+    yield Attack("wrong value", "slip", changed(other_value(value)))
+    yield Attack("wrong type", "slip", changed(other_type(value)))
+    schema = specs[first.name].properties.get(name) if first.name in specs else None
+    optional = isinstance(schema, Mapping) and "default" in schema
+    if not optional and task.possible_answers is None:
       yield Attack("missing argument", "slip", text(ToolCall(first.name, others)))
-    break
   extra = ToolCall(first.name, {**arguments, f"{_MARK}_extra": 1})
   yield Attack("extra argument", "slip", text(extra))
   yield Attack("invented tool", "fault", text(ToolCall(f"{first.name}_{_MARK}", arguments)))
-  wrong = next((spec.name for spec in task.tools if spec.name != first.name), None)
+  wrong = next((name for name in specs if name != first.name), None)
   if wrong is not None:
     yield Attack("wrong tool", "fault", text(ToolCall(wrong, arguments)))
   yield Attack("extra call", "fault", text(first, first))
@@ -199,7 +196,4 @@ def _plausible(spec: ToolSpec, name: str) -> Any:
 
 
 def _most_common(names: Iterator[str]) -> list[str]:
-  counts: dict[str, int] = {}
-  for name in names:
-    counts[name] = counts.get(name, 0) + 1
-  return sorted(counts, key=lambda name: -counts[name])
+  return [name for name, _ in Counter(names).most_common()]

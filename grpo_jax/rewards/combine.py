@@ -93,10 +93,7 @@ class CombinedReward(Reward):
       raise ValueError(f"rewards {names}: expected at least one, with different names")
     if len(weights) != len(rewards) or not all(math.isfinite(w) and w > 0 for w in weights):
       raise ValueError(f"weights {weights}: expected {len(rewards)} positive numbers")
-    if normalise not in NORMALISATIONS:
-      raise ValueError(f"normalise {normalise!r}; expected one of {', '.join(NORMALISATIONS)}")
-    if normalise == "group" and (group_size is None or group_size < 2):
-      raise ValueError('normalise "group" needs a group_size of at least 2')
+    normalised([], normalise, group_size)  # refuses what does not fit, before any work
     self.name = "+".join(names)
     self.rewards = tuple(rewards)
     self.weights = tuple(weight / sum(weights) for weight in weights)

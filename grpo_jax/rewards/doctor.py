@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -99,17 +99,13 @@ def diagnose(reward: Reward, tasks: Sequence[ToolTask], seed: int = 0) -> Diagno
   tried = [
     (task, attack) for task in tasks for attack in attacks_on(task, others, rng, prose=prose)
   ]
-  before = dict(reward.failures())
+  before = Counter(reward.failures())
   found = reward.score_batch([a.completion for _, a in tried], [task for task, _ in tried])
   totals = [breakdown.total for breakdown in found]
   maximum = reward.maximum if reward.maximum is not None else max(totals)
   rows = _attack_rows(tried, totals, maximum)
   constants = _constant_rows(reward, tasks, maximum)
-  failures = tuple(
-    (code, count - before.get(code, 0))
-    for code, count in reward.failures().items()
-    if count > before.get(code, 0)
-  )
+  failures = tuple((Counter(reward.failures()) - before).items())
   holes = [*_attack_holes(rows, maximum), *_order_holes(rows), *_constant_holes(constants)]
   holes += [f"{code}: {count} answers could not be scored" for code, count in failures]
   return Diagnosis(reward.name, maximum, rows, constants, tuple(holes), failures)
@@ -139,16 +135,15 @@ def as_table(diagnosis: Diagnosis) -> str:
 def _attack_rows(
   tried: Sequence[tuple[ToolTask, Attack]], totals: Sequence[float], maximum: float
 ) -> tuple[AttackRow, ...]:
-  golden: dict[int, float] = {}
-  for (task, attack), total in zip(tried, totals, strict=True):
-    if attack.severity == "gold":
-      golden[id(task)] = total
+  gold = {
+    id(task): total for (task, a), total in zip(tried, totals, strict=True) if a.name == "gold"
+  }
   cells: dict[tuple[Behavior, str, Severity], list[tuple[float, bool, str]]] = defaultdict(list)
   for (task, attack), total in zip(tried, totals, strict=True):
     if attack.severity == "gold":
       hole = total < maximum - _TOLERANCE
     else:
-      hole = total >= golden[id(task)] - _TOLERANCE
+      hole = total >= gold[id(task)] - _TOLERANCE
     cells[task.behavior, attack.name, attack.severity].append((total, hole, attack.completion))
   rows = [
     AttackRow(
@@ -170,30 +165,24 @@ def _attack_rows(
 def _attack_holes(rows: Sequence[AttackRow], maximum: float) -> list[str]:
   holes = []
   for row in rows:
-    if not row.holes:
-      continue
-    said = (
-      f"the right answer earns as little as {row.worst:.3g} of {maximum:.3g}"
-      if row.severity == "gold"
-      else f'"{row.attack}" earns as much as the right answer'
-    )
-    holes.append(
-      f"{row.behavior} wanted: {said}, on {row.holes} of {row.tasks} tasks, "
-      f"for example {row.example[:120]!r}"
-    )
+    said = f'"{row.attack}" earns as much as the right answer'
+    if row.severity == "gold":
+      said = f"the right answer earns as little as {row.worst:.3g} of {maximum:.3g}"
+    if row.holes:
+      holes.append(
+        f"{row.behavior} wanted: {said}, on {row.holes} of {row.tasks} tasks, "
+        f"for example {row.example[:120]!r}"
+      )
   return holes
 
 
 def _order_holes(rows: Sequence[AttackRow]) -> list[str]:
   holes = []
+  mean = lambda row: row.mean
   for behavior in BEHAVIORS:
-    slips = [row for row in rows if row.behavior == behavior and row.severity == "slip"]
-    faults = [row for row in rows if row.behavior == behavior and row.severity == "fault"]
-    if not slips or not faults:
-      continue
-    slip = min(slips, key=lambda row: row.mean)
-    fault = max(faults, key=lambda row: row.mean)
-    if fault.mean > slip.mean + _TOLERANCE:
+    of = lambda kind, b=behavior: [r for r in rows if (r.behavior, r.severity) == (b, kind)]
+    slip, fault = min(of("slip"), key=mean, default=None), max(of("fault"), key=mean, default=None)
+    if slip and fault and fault.mean > slip.mean + _TOLERANCE:
       holes.append(
         f'{behavior} wanted: "{fault.attack}" (mean {fault.mean:.3g}) earns more than the lesser '
         f'mistake "{slip.attack}" (mean {slip.mean:.3g})'
