@@ -34,7 +34,7 @@ def normalised(
     group_size: G; needed for `group`.
 
   Raises:
-    ValueError: unknown `scope`, or a `group_size` that does not divide the number of totals.
+    ValueError: unknown `scope`, or a `group_size` below 2 or no divisor of the number of totals.
   """
   if scope not in NORMALISATIONS:
     raise ValueError(f"normalise {scope!r}; expected one of {', '.join(NORMALISATIONS)}")
@@ -42,8 +42,10 @@ def normalised(
     return list(totals)
   if scope == "batch":
     return _standardised(totals)
-  if not group_size or len(totals) % group_size:
-    raise ValueError(f"group_size {group_size} does not divide the batch of {len(totals)}")
+  if group_size is None or group_size < 2 or len(totals) % group_size:
+    raise ValueError(
+      f"group_size {group_size} is below 2 or does not divide the batch of {len(totals)}"
+    )
   return [
     value
     for start in range(0, len(totals), group_size)

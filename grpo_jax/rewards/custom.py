@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
-from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -64,60 +63,36 @@ class CustomReward(Reward):
     self.maximum = maximum
     self._on_error = float(on_error)
     self._time_limit = time_limit
-    self._arguments = (str(Path(path)), function, str(time_limit))
-    self._workers: list[_Worker] = []
+    arguments = (str(Path(path)), function, str(time_limit))
+    self._workers = [_Worker(arguments) for _ in range(workers)]
     self._finalizer = weakref.finalize(self, _end_all, self._workers)
-    try:
-      for _ in range(workers):
-        self._workers.append(_Worker(self._arguments))
-      for worker in self._workers:
-        worker.wait_until_ready()
-    except _StartFailed as failed:
-      self.close()
-      raise ValueError(f"reward {path}:{function} cannot be loaded: {failed}") from None
+    for worker in self._workers:
+      if said := worker.ready().get("failed"):
+        self.close()
+        raise ValueError(f"reward {path}:{function} cannot be loaded: {said}")
 
   def score_batch(
     self, completions: Sequence[str], tasks: Sequence[ToolTask]
   ) -> list[RewardBreakdown]:
     """Scores `completions[i]` as an answer to `tasks[i]`; raises on no completion."""
-    found: dict[int, RewardBreakdown] = {}
-    waiting = deque(enumerate(zip(completions, tasks, strict=True)))
-    while waiting or any(worker.busy for worker in self._workers):
-      for slot, worker in enumerate(self._workers):
-        if not worker.busy and waiting:
-          index, request = waiting.popleft()
-          if not worker.alive:
-            self._workers[slot] = worker = self._replaced(worker)
-          if not worker.submit(index, request, self._time_limit):
-            found[index] = self._failed("reward_crash", worker.last_words())
-      busy = [worker for worker in self._workers if worker.busy]
-      if not busy:
-        continue
-      pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-      ready = wait([worker.connection for worker in busy], pause)
-      for worker in busy:
-        if worker.connection in ready:
-          index = worker.index
-          found[index] = self._read(worker.receive(), completions[index], tasks[index])
-        elif time.monotonic() >= worker.deadline:
-          worker.end()
-          said = f"no result after {self._time_limit} seconds"
-          found[worker.index] = self._failed("reward_timeout", said)
-    return [found[index] for index in range(len(completions))]
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in self._workers:
+      idle.put(worker)
+
+    def ask(*request: Any) -> dict[str, Any]:
+      worker = idle.get()
+      try:
+        return worker.ask(request, self._time_limit)
+      finally:
+        idle.put(worker)
+
+    with ThreadPoolExecutor(len(self._workers)) as threads:  # a thread waits for each process
+      answers = list(threads.map(ask, completions, tasks))
+    return list(map(self._read, answers, completions, tasks))
 
   def close(self) -> None:
     """Ends the worker processes."""
     _end_all(self._workers)
-
-  def _replaced(self, worker: _Worker) -> _Worker:
-    worker.end()
-    fresh = _Worker(self._arguments)
-    try:
-      fresh.wait_until_ready()
-    except _StartFailed:
-      # It could be loaded when the run began: the next request finds it dead and tries again.
-      fresh.end()
-    return fresh
 
   def _read(self, answer: dict[str, Any], completion: str, task: ToolTask) -> RewardBreakdown:
     if "failed" in answer:
@@ -142,33 +117,21 @@ class CustomReward(Reward):
     return RewardBreakdown(self._on_error, code, detail=lines[-(code == "reward_error")])
 
 
-class _StartFailed(Exception):
-  """A worker did not come up; the text says why."""
-
-
 class _Worker:
-  """One process and the request it works on.
-
-  Attributes:
-    connection: to the process.
-    busy: whether it works on a request.
-    index: the completion of that request, or of the last one.
-    deadline: when that must be done, on the monotonic clock, in seconds.
-    alive: whether it takes requests.
-  """
+  """One process, which answers one request at a time; one that has ended is started again."""
 
   def __init__(self, arguments: Sequence[str]) -> None:
-    self.busy = False
-    self.index = -1
-    self.deadline = 0.0
-    self.alive = True
-    self.connection, theirs = Pipe()
+    self._arguments = arguments
+    self._start()
+
+  def _start(self) -> None:
+    self._connection, theirs = Pipe()
     # A file and not a pipe: nobody has to read along. It holds what a crash leaves behind.
     self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     path = os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")])
     self._process = subprocess.Popen(
       # Not multiprocessing: a spawned child would import the training script, and so jax.
-      [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno()), *arguments],
+      [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno()), *self._arguments],
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
@@ -177,51 +140,50 @@ class _Worker:
       start_new_session=True,
     )
     theirs.close()
+    self._alive = True
 
-  def wait_until_ready(self) -> None:
-    if not self.connection.poll(_START_LIMIT):
+  def ready(self) -> dict[str, Any]:
+    """Waits until the function is loaded; a `failed` in the answer says why it is not."""
+    if not self._connection.poll(_START_LIMIT):
       self.end()
-      raise _StartFailed(f"importing it took over {_START_LIMIT} seconds")
-    answer = self.receive()
+      return {"failed": f"importing it took over {_START_LIMIT} seconds"}
+    answer = self._receive()
     if "failed" in answer:
       self.end()
-      raise _StartFailed(answer["failed"])
+    return answer
 
-  def submit(self, index: int, request: tuple[str, ToolTask], time_limit: float) -> bool:
-    """Sends a request; False when the process is gone."""
+  def ask(self, request: tuple[Any, ...], time_limit: float) -> dict[str, Any]:
+    """The answer to a request, or in `failed` and `code` why there is none."""
+    if not self._alive:
+      self._start()
+      # It could be loaded when the run began: where it cannot now, the next request tries again.
+      if "failed" in (answer := self.ready()):
+        return answer
     self._bound_log()
-    try:
-      self.connection.send(request)
-    except OSError:
+    with suppress(OSError):  # a process that is gone: what follows says so
+      self._connection.send(request)
+    if not self._connection.poll(time_limit):
       self.end()
-      return False
-    self.busy, self.index = True, index
-    self.deadline = time.monotonic() + time_limit
-    return True
+      return {"failed": f"no result after {time_limit} seconds", "code": "reward_timeout"}
+    return self._receive()
 
-  def receive(self) -> dict[str, Any]:
+  def _receive(self) -> dict[str, Any]:
     """Reads one answer; a process that is gone answers with what it left behind."""
-    self.busy = False
     try:
-      return json.loads(self.connection.recv_bytes())
+      return json.loads(self._connection.recv_bytes())
     except (EOFError, OSError):
       self.end()
       code = self._process.returncode
       how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-      return {"failed": f"the process ended ({how})\n{self.last_words()}".strip()}
-
-  def last_words(self) -> str:
-    """The end of what the process wrote to stderr."""
-    if self._log.closed:
-      return ""
-    size = self._log.seek(0, os.SEEK_END)
-    self._log.seek(max(0, size - 4000))
-    return self._log.read().decode("utf-8", "replace")
+      size = self._log.seek(0, os.SEEK_END)
+      self._log.seek(max(0, size - 4000))
+      last_words = self._log.read().decode("utf-8", "replace")
+      return {"failed": f"the process ended ({how})\n{last_words}".strip()}
 
   def end(self) -> None:
     """Ends the process and everything that it started."""
-    self.busy = self.alive = False
-    self.connection.close()
+    self._alive = False
+    self._connection.close()
     if self._process.returncode is None:  # once it is known, the id may be somebody else's
       with suppress(ProcessLookupError):
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean
 
 from grpo_jax.rewards.attacks import Attack, Severity, attacks_on, constant_answers
@@ -135,15 +136,13 @@ def as_table(diagnosis: Diagnosis) -> str:
 def _attack_rows(
   tried: Sequence[tuple[ToolTask, Attack]], totals: Sequence[float], maximum: float
 ) -> tuple[AttackRow, ...]:
-  gold = {
-    id(task): total for (task, a), total in zip(tried, totals, strict=True) if a.name == "gold"
-  }
   cells: dict[tuple[Behavior, str, Severity], list[tuple[float, bool, str]]] = defaultdict(list)
+  gold = maximum
   for (task, attack), total in zip(tried, totals, strict=True):
-    if attack.severity == "gold":
-      hole = total < maximum - _TOLERANCE
+    if attack.severity == "gold":  # a task's right answer comes first
+      gold, hole = total, total < maximum - _TOLERANCE
     else:
-      hole = total >= gold[id(task)] - _TOLERANCE
+      hole = total >= gold - _TOLERANCE
     cells[task.behavior, attack.name, attack.severity].append((total, hole, attack.completion))
   rows = [
     AttackRow(
@@ -178,10 +177,11 @@ def _attack_holes(rows: Sequence[AttackRow], maximum: float) -> list[str]:
 
 def _order_holes(rows: Sequence[AttackRow]) -> list[str]:
   holes = []
-  mean = lambda row: row.mean
+  by_mean = attrgetter("mean")
   for behavior in BEHAVIORS:
-    of = lambda kind, b=behavior: [r for r in rows if (r.behavior, r.severity) == (b, kind)]
-    slip, fault = min(of("slip"), key=mean, default=None), max(of("fault"), key=mean, default=None)
+    mine = [row for row in rows if row.behavior == behavior]
+    slip = min((row for row in mine if row.severity == "slip"), key=by_mean, default=None)
+    fault = max((row for row in mine if row.severity == "fault"), key=by_mean, default=None)
     if slip and fault and fault.mean > slip.mean + _TOLERANCE:
       holes.append(
         f'{behavior} wanted: "{fault.attack}" (mean {fault.mean:.3g}) earns more than the lesser '
