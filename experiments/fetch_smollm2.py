@@ -159,22 +159,18 @@ def write_tokenizer(head: dict[str, Any], folder: Path) -> None:
   )
 
 
-@command_line.script()
+@command_line.script(ImportError)
 def main(argv: list[str]) -> None:
   """Fetches, checks and converts."""
-  try:
-    from gguf import GGUFReader
-  except ImportError:
-    raise SystemExit(
-      "this script reads GGUF files with the package gguf: pip install gguf"
-    ) from None
+  from gguf import GGUFReader
+
   folder = Path(FLAGS.out)
   with tempfile.TemporaryDirectory() as scratch:
     path = find_gguf(FLAGS.source, Path(scratch))
     with path.open("rb") as file:
       checksum = hashlib.file_digest(file, "sha256").hexdigest()
     if checksum != GGUF_SHA256:
-      raise SystemExit(f"{path.name} has SHA-256 {checksum}, expected {GGUF_SHA256}")
+      raise ValueError(f"{path.name} has SHA-256 {checksum}, expected {GGUF_SHA256}")
     reader = GGUFReader(path)
     head = {key: field.contents() for key, field in reader.fields.items()}
     config = read_config(head, FLAGS.arch)

@@ -44,7 +44,7 @@ def attacks_on(
 
   Args:
     task: the task.
-    others: right answers to other tasks, by behaviour.
+    others: right answers to other tasks, by behavior.
     rng: draws among them.
     prose: whether a call wrapped in prose is wrong.
   """

@@ -24,7 +24,7 @@ ERRORS: Mapping[str, str] = MappingProxyType(
     "wrong_argument": "the right tool, and a value that differs",
     "missing_argument": "the right tool, and a wanted argument left out",
     "extra_argument": "the right tool, and an argument that nobody asked for",
-    # any wanted behaviour
+    # any wanted behavior
     "unparsable": "meant as a call (or mixed with one) but not in an accepted form; see `detail`",
     # wanted: clarify or refuse
     "needless_call": "a call where none was wanted",
@@ -53,7 +53,7 @@ class RewardBreakdown:
     parts: named shares in [0, 1] (or other named quantities), for logging.
     wrong_arguments: names of the arguments that were wrong, missing or extra, in schema order of
       the wanted call, without repetition.
-    shown: the behaviour that the completion showed, whatever was wanted.
+    shown: the behavior that the completion showed, whatever was wanted.
     detail: more about `error`: the parser's code, or what a custom reward reported.
   """
 

@@ -1,4 +1,4 @@
-"""Several rewards as one: weights, normalisation per reward, every part kept."""
+"""Several rewards as one: weights, normalization per reward, every part kept."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ EQUAL_STD = 1e-6
 def normalised(
   totals: Sequence[float], scope: Normalise, group_size: int | None = None
 ) -> list[float]:
-  """Standardises the totals of one reward: (r - mean) / std, or 0 where all are equal.
+  """Standardizes the totals of one reward: (r - mean) / std, or 0 where all are equal.
 
-  The standard deviation is the population's (ddof 0). Normalising each reward before the sum keeps
+  The standard deviation is the population's (ddof 0). Normalizing each reward before the sum keeps
   one with a wide range from drowning the others (as in GDPO, arXiv:2601.05242).
 
   Args:
@@ -68,8 +68,8 @@ def _standardised(totals: Sequence[float]) -> list[float]:
 class CombinedReward(Reward):
   """The weighted mean of several rewards: sum over k of w_k n(r_k), divided by the sum of w_k.
 
-  Without normalisation the total lies where the rewards do. `parts` holds every reward's total
-  under its name and its parts under `name/part`. Error, wrong arguments and shown behaviour are the
+  Without normalization the total lies where the rewards do. `parts` holds every reward's total
+  under its name and its parts under `name/part`. Error, wrong arguments and shown behavior are the
   first reward's; the detail names every reward that reports an error.
 
   Args:
@@ -107,9 +107,9 @@ class CombinedReward(Reward):
     self._group_size = group_size
 
   def unnormalised(self) -> CombinedReward:
-    """The same rewards and weights without normalisation, on the same processes.
+    """The same rewards and weights without normalization, on the same processes.
 
-    What an evaluation needs: standardised totals have mean 0 whatever the policy does, and held-out
+    What an evaluation needs: standardized totals have mean 0 whatever the policy does, and held-out
     tasks do not come in groups.
     """
     return CombinedReward(self.rewards, self.weights)
@@ -122,7 +122,7 @@ class CombinedReward(Reward):
     return self.standardised([self._combine(found) for found in zip(*columns, strict=True)])
 
   def standardised(self, found: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
-    """A whole batch of `unnormalised` breakdowns, with the totals that normalisation gives them.
+    """A whole batch of `unnormalised` breakdowns, with the totals that normalization gives them.
 
     Hosts that score a share each put the shares together before this: means are the batch's.
     """

@@ -21,10 +21,10 @@ _SEVERITIES: tuple[Severity, ...] = ("gold", "slip", "fault")
 
 @dataclass(frozen=True)
 class AttackRow:
-  """What one kind of answer earned where one behaviour was wanted.
+  """What one kind of answer earned where one behavior was wanted.
 
   Attributes:
-    behavior: the wanted behaviour.
+    behavior: the wanted behavior.
     attack: see `attacks.Attack.name`.
     severity: see `attacks.Attack.severity`.
     tasks: how many tasks it was tried on (once each).
@@ -62,7 +62,7 @@ class Diagnosis:
   Attributes:
     reward: the reward's name.
     maximum: the best total, in the reward's unit.
-    attacks: one row for each wanted behaviour and attack, in the documented order.
+    attacks: one row for each wanted behavior and attack, in the documented order.
     constants: one row for each constant answer, the best paid first.
     holes: one sentence for each hole; empty when the reward is sound on these tasks.
     failures: how many answers could not be scored, by error code.
@@ -80,7 +80,7 @@ def diagnose(reward: Reward, tasks: Sequence[ToolTask], seed: int = 0) -> Diagno
   """Scores right, mutated and constant answers to every task and reports the holes.
 
   A hole is: a right answer that does not earn the maximum; a wrong one that earns as much as the
-  right one; a fault that earns more on average than a slip where the same behaviour is wanted; a
+  right one; a fault that earns more on average than a slip where the same behavior is wanted; a
   constant answer that earns over `CONSTANT_LIMIT` of the maximum on average; an answer that the
   reward fails on.
 

@@ -61,7 +61,7 @@ class JudgeConfig(Settings):
   )
   judged: Judged = setting("texts", "what is judged: texts without a call, or all answers")
   rubrics: Mapping[str, str] = setting(
-    lambda: RUBRICS, "what to look for, by wanted behaviour", flag=False
+    lambda: RUBRICS, "what to look for, by wanted behavior", flag=False
   )
   cache_dir: str | None = setting(
     None, "folder that keeps the judge's verdicts, by content; default: none", name="judge_cache"

@@ -1,4 +1,4 @@
-"""What a tool-calling task is: tools, calls and the wanted behaviour. No jax, no disk."""
+"""What a tool-calling task is: tools, calls and the wanted behavior. No jax, no disk."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def data_summary(
   prompt_tokens: Sequence[int] | None = None,
   max_prompt_tokens: int | None = None,
 ) -> str:
-  """Rows, behaviours, tools and lengths of the data as an aligned text table.
+  """Rows, behaviors, tools and lengths of the data as an aligned text table.
 
   Args:
     tasks: the data; at least one.

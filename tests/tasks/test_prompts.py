@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_jax.tasks.schema import ToolCall, ToolSpec, ToolTask
-from grpo_jax.tasks.synthetic.prompts import calls_text, in_schema_order, system_message, task_row
+from grpo_jax.tasks.synthetic.prompts import system_message, task_row
 
 ECHO = ToolSpec(
   "echo_word",
@@ -16,7 +16,7 @@ ECHO = ToolSpec(
     "required": ["word"],
   },
 )
-CALL = ToolCall("echo_word", {"times": 2, "word": "Zürich"})
+CALL = ToolCall("echo_word", {"word": "Zürich", "times": 2})
 
 
 def test_system_style_shows_one_compact_json_line_a_tool():
@@ -35,20 +35,6 @@ def test_system_style_shows_one_compact_json_line_a_tool():
     )
   )
   assert len(lines) == 4
-
-
-def test_calls_are_rendered_in_the_form_of_their_style():
-  assert calls_text([CALL], "system") == (
-    '[{"name": "echo_word", "arguments": {"times": 2, "word": "Zürich"}}]'
-  )
-  inner = '{"name": "echo_word", "arguments": {"times": 2, "word": "Zürich"}}'
-  block = f"<tool_call>\n{inner}\n</tool_call>"
-  assert calls_text([CALL, CALL], "tools") == f"{block}\n{block}"
-
-
-def test_arguments_follow_the_schema_and_unknown_ones_come_last():
-  call = in_schema_order(ToolCall("echo_word", {"extra": 1, "times": 2, "word": "a"}), [ECHO])
-  assert list(call.arguments) == ["word", "times", "extra"]
 
 
 @pytest.mark.parametrize("style", ["system", "tools"])
@@ -72,7 +58,6 @@ def test_row_reads_back_as_the_task_it_was_written_from(style):
 def test_unknown_style_is_rejected_with_the_valid_ones():
   for attempt in (
     lambda: system_message([ECHO], "xml"),
-    lambda: calls_text([CALL], "xml"),
     lambda: task_row(tools=[ECHO], request="x", ground_truth="no", style="xml"),
   ):
     with pytest.raises(ValueError, match="system, tools"):

@@ -22,7 +22,7 @@ def equal_values(
 
   - Booleans are never numbers, and numbers are never text.
   - 5 equals 5.0 unless the schema says `integer`: then both must be written as integers.
-  - Text is compared exactly (case included) after NFC normalisation and stripping outer white
+  - Text is compared exactly (case included) after NFC normalization and stripping outer white
     space; with `format: date-time`, two spellings of one instant are equal.
   - Arrays are ordered. Objects need the same keys; a key left out equals its schema's `default`.
   - With `anyOf` or `oneOf`, one alternative that takes the wanted value's type, and under which
@@ -151,7 +151,7 @@ def _equal_text(given: str, wanted: str, schema: Mapping[str, Any]) -> bool:
   given, wanted = given.strip(), wanted.strip()
   if given.isascii() and wanted.isascii():
     return given == wanted
-  # Normalising is quadratic in a run of combining marks, and the completion chooses its own length.
+  # Normalizing is quadratic in a run of combining marks, and the completion chooses its own length.
   if len(given) > _MAX_DECOMPOSED * len(wanted):
     return False
   return unicodedata.normalize("NFC", given) == unicodedata.normalize("NFC", wanted)

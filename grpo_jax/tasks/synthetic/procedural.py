@@ -5,7 +5,7 @@ of words that holds none of the evaluation tools' words, so whatever the policy 
 evaluation tool it does by reading the schema in the prompt.
 
 The demonstrations imitate uncurated logs: the calls in them are right, but the people who wrote
-them disagreed about *when* to call. `DEMONSTRATED` says how often each behaviour was shown in each
+them disagreed about *when* to call. `DEMONSTRATED` says how often each behavior was shown in each
 situation. This is what reinforcement learning is left to settle, and it is documented as such.
 """
 
@@ -27,7 +27,7 @@ SITUATIONS: Mapping[Situation, float] = {
   "complete": 0.54, "missing": 0.28, "unfit": 0.09, "harmful": 0.09,
 }  # fmt: skip
 
-# P(demonstrated behaviour | situation). The wanted behaviour is the first one of each row.
+# P(demonstrated behavior | situation). The wanted behavior is the first one of each row.
 DEMONSTRATED: Mapping[Situation, Mapping[Behavior, float]] = {
   "complete": {"execute": 0.96, "clarify": 0.02, "refuse": 0.02},
   "missing": {"clarify": 0.42, "execute": 0.55, "refuse": 0.03},

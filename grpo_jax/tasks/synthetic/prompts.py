@@ -1,4 +1,4 @@
-"""How a tool task is written as a prompt: the system message, the wanted calls, the contract row.
+"""How a tool task is written as a prompt: the system message, and the row of the data contract.
 
 The generator, the supervised corpus of the embedded policy and chat all use these functions, so a
 policy sees one form in training and in evaluation.
@@ -33,32 +33,12 @@ def system_message(tools: Sequence[ToolSpec], style: Style = "system") -> str:
   Raises:
     ValueError: `style` is not one of `STYLES`.
   """
-  _check_style(style)
+  if style not in STYLES:
+    raise ValueError(f"unknown prompt style {style!r}; expected one of {', '.join(STYLES)}")
   if style == "tools":
     return NATIVE_INSTRUCTION
   lines = (json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools)
   return "\n".join((SYSTEM_INSTRUCTION, "Tools:", *lines))
-
-
-def calls_text(calls: Sequence[ToolCall], style: Style = "system") -> str:
-  """The assistant's text for `calls`: a JSON list, or one `<tool_call>` block a call.
-
-  Raises:
-    ValueError: `style` is not one of `STYLES`.
-  """
-  _check_style(style)
-  if style == "tools":
-    blocks = (json.dumps(call.to_json(), ensure_ascii=False) for call in calls)
-    return "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks)
-  return json.dumps([call.to_json() for call in calls], ensure_ascii=False)
-
-
-def in_schema_order(call: ToolCall, tools: Sequence[ToolSpec]) -> ToolCall:
-  """The same call with its arguments in the order of its tool's schema; unknown ones come last."""
-  names = next((list(tool.properties) for tool in tools if tool.name == call.name), [])
-  ordered = [name for name in names if name in call.arguments]
-  ordered += [name for name in call.arguments if name not in names]
-  return ToolCall(call.name, {name: call.arguments[name] for name in ordered})
 
 
 def task_row(
@@ -91,12 +71,7 @@ def task_row(
   if style == "tools":
     row["tools"] = [{"type": "function", "function": tool.to_json()} for tool in tools]
   if not isinstance(ground_truth, str):
-    ground_truth = calls_text([in_schema_order(call, tools) for call in ground_truth])
+    ground_truth = json.dumps([call.to_json() for call in ground_truth], ensure_ascii=False)
   row["reward_model"] = {"style": "rule", "ground_truth": ground_truth}
   row["extra_info"] = dict(extra_info or {})
   return row
-
-
-def _check_style(style: str) -> None:
-  if style not in STYLES:
-    raise ValueError(f"unknown prompt style {style!r}; expected one of {', '.join(STYLES)}")

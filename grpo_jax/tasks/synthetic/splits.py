@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from grpo_jax.tasks.schema import Behavior, ToolCall
 from grpo_jax.tasks.synthetic.prompts import Style, task_row
 from grpo_jax.tasks.synthetic.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES, Purposes
-from grpo_jax.tasks.synthetic.recipes import PHRASINGS, Phrasing, Recipe
+from grpo_jax.tasks.synthetic.recipes import PHRASINGS, Argument, Phrasing, Recipe
 from grpo_jax.tasks.synthetic.tools import TRAINING_RECIPES, UNSEEN_RECIPES
 
 Split = Literal["train", "seen", "unseen"]
@@ -84,22 +84,21 @@ def generate(
     else:
       raise ValueError(f"{split}: cannot make {size} distinct tasks, only about {index}")
     taken.add(prompt)
-    extra_info = {
-      "behavior": BEHAVIOR_OF[situation],
-      "situation": situation,
-      "tool": recipe.name if recipe in shown else "none",
-      "phrasing": draft.phrasing,
-      "split": split,
-      "id": f"{split}-{index:04d}",
-      "missing": list(draft.missing),
-    }
     rows.append(
       task_row(
         tools=[tool.spec for tool in shown],
         request=draft.request,
         ground_truth=draft.ground_truth,
         style=style,
-        extra_info=extra_info,
+        extra_info={
+          "behavior": BEHAVIOR_OF[situation],
+          "situation": situation,
+          "tool": recipe.name if recipe in shown else "none",
+          "phrasing": draft.phrasing,
+          "split": split,
+          "id": f"{split}-{index:04d}",
+          "missing": [argument.name for argument in draft.missing],
+        },
       )
     )
   return rows
@@ -121,7 +120,7 @@ class _Draft:
   ground_truth: Sequence[ToolCall] | str
   phrasing: Phrasing
   asked: str
-  missing: tuple[str, ...] = ()
+  missing: Sequence[Argument] = ()
 
 
 def _plan(
@@ -147,12 +146,10 @@ def _draft(rng: random.Random, situation: Situation, recipe: Recipe, purposes: P
     several = len(recipe.required) > 1 and rng.random() < TWO_MISSING_SHARE
     dropped = rng.sample(recipe.required, 2 if several else 1)
     missing = [argument for argument in recipe.required if argument in dropped]
-    for argument in missing:
-      del values[argument.name]
-    request = recipe.ask(rng, values, phrasing)
+    kept = {name: v for name, v in values.items() if name not in {a.name for a in missing}}
+    request = recipe.ask(rng, kept, phrasing)
     question = _question(rng, [argument.spoken for argument in missing])
-    names = tuple(argument.name for argument in missing)
-    return _Draft(request, question, phrasing, request.lower(), names)
+    return _Draft(request, question, phrasing, request.lower(), missing)
   request = recipe.ask(rng, values, phrasing)
   asked = json.dumps([recipe.name, values])
   if situation == "complete":
