@@ -4,43 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
+from grpo_jax.files.assets import read_asset
 from grpo_jax.settings import Settings, setting
 
 Shown = Literal["execute", "clarify", "refuse", "other"]
 
 #: Every value of `RewardBreakdown.error`, with its meaning. None means full marks.
-ERRORS: Mapping[str, str] = MappingProxyType(
-  {
-    # wanted: execute
-    "no_call": "a call was wanted and none was made",
-    "invented_tool": "calls a tool that is not on offer",
-    "wrong_tool": "calls a tool that is on offer but not wanted",
-    "extra_call": "makes every wanted call and more",
-    "missing_call": "makes some of the wanted calls and no other",
-    "wrong_order": "the right calls in the wrong order, where the order counts",
-    "wrong_argument": "the right tool, and a value that differs",
-    "missing_argument": "the right tool, and a wanted argument left out",
-    "extra_argument": "the right tool, and an argument that nobody asked for",
-    # any wanted behavior
-    "unparsable": "meant as a call (or mixed with one) but not in an accepted form; see `detail`",
-    # wanted: clarify or refuse
-    "needless_call": "a call where none was wanted",
-    "degenerate": "empty, without words, too long or repeating itself",
-    "hedging": "declines and asks in one answer, which would serve for both",
-    "no_question": "a question was wanted and none was asked",
-    "wrong_question": "asks, but for something that is not missing",
-    "asks_everything": "asks for what is missing among many arguments that are not",
-    "not_declined": "declining was wanted, and the text does not decline",
-    # rewards that somebody else wrote
-    "reward_error": "the reward function raised an exception",
-    "reward_timeout": "the reward function exceeded its time limit",
-    "reward_crash": "the process of the reward function ended",
-    "reward_invalid": "the reward function did not return a finite number, or one beyond 1e9",
-  }
-)
+ERRORS: Mapping[str, str] = read_asset("error_codes")["reward"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -98,12 +98,6 @@ def resolve(schema: Any, root: Any) -> Mapping[str, Any]:
   return {}
 
 
-def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The schemas of an object's members, by name."""
-  properties = schema.get("properties")
-  return properties if isinstance(properties, Mapping) else {}
-
-
 def default_of(schema: Any, root: Any = None) -> Any:
   """The schema's `default`, or a value that equals nothing."""
   return resolve(schema, root).get("default", _MISSING)
@@ -130,17 +124,20 @@ def _identical(given: Any, wanted: Any) -> bool:
   return bool(given == wanted)
 
 
-def _takes(schema: Mapping[str, Any], value: Any) -> bool:
+def _kinds(schema: Mapping[str, Any]) -> Sequence[Any]:
+  """The types that a schema allows; empty where it does not say."""
   kind = schema.get("type")
-  kinds = kind if isinstance(kind, (list, tuple)) else (kind,)
-  return kind is None or any(name in kinds for name in _TYPE_NAMES.get(type(value), ()))
+  return kind if isinstance(kind, (list, tuple)) else () if kind is None else (kind,)
+
+
+def _takes(schema: Mapping[str, Any], value: Any) -> bool:
+  kinds = _kinds(schema)
+  return not kinds or any(name in kinds for name in _TYPE_NAMES.get(type(value), ()))
 
 
 def _only_integers(schema: Mapping[str, Any]) -> bool:
-  kind = schema.get("type")
-  if isinstance(kind, (list, tuple)):
-    return "integer" in kind and "number" not in kind
-  return kind == "integer"
+  kinds = _kinds(schema)
+  return "integer" in kinds and "number" not in kinds
 
 
 def _equal_text(given: str, wanted: str, schema: Mapping[str, Any]) -> bool:
@@ -172,7 +169,8 @@ def _equal_objects(
   depth: int,
   known: dict[tuple[int, int, int], bool] | None,
 ) -> bool:
-  properties = properties_of(schema)
+  properties = schema.get("properties")
+  properties = properties if isinstance(properties, Mapping) else {}
   for name in given.keys() | wanted.keys():
     inner = properties.get(name, schema.get("additionalProperties"))
     default = default_of(inner, root)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
+from grpo_jax.files.assets import read_asset
 from grpo_jax.files.json_text import MAX_DEPTH, MAX_DIGITS
 from grpo_jax.tasks.schema import ToolCall
 
@@ -15,26 +15,10 @@ MAX_CHARS = 65_536
 MAX_CALLS = 128
 
 #: Every value of `ParseResult.error`, with its meaning.
-PARSE_ERRORS: Mapping[str, str] = MappingProxyType(
-  {
-    "empty": "nothing but white space",
-    "text": "plain text without any sign of a call",
-    "bad_json": "begins like a call, and is not JSON (cut off, a missing comma, single quotes)",
-    "not_a_call": "JSON, but not calls: each is exactly an object with name and arguments",
-    "empty_list": "an empty list of calls",
-    "surrounding_text": "a call with text before, between or after",
-    "other_form": "a call in a form that this mode does not take",
-    "mixed_forms": "calls in more than one form",
-    "duplicate_key": "an object with the same key twice",
-    "not_finite": "NaN or an infinity",
-    "huge_number": f"a number of more than {MAX_DIGITS} digits, or beyond a float's range",
-    "lone_surrogate": "half of a surrogate pair, which no file can hold",
-    "too_deep": f"nested deeper than {MAX_DEPTH}",
-    "too_long": f"more than {MAX_CHARS} characters",
-    "too_many_calls": f"more than {MAX_CALLS} calls",
-    "not_literal": "Python-call syntax with positional arguments, or values that are no literals",
-  }
-)
+PARSE_ERRORS: Mapping[str, str] = {
+  code: meaning.format(digits=MAX_DIGITS, depth=MAX_DEPTH, chars=MAX_CHARS, calls=MAX_CALLS)
+  for code, meaning in read_asset("error_codes")["parser"].items()
+}
 
 OPEN_TAG, CLOSE_TAG = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
