@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -71,9 +71,7 @@ def read_text(text: str, max_chars: int = 1000) -> TextReading:
   text = text.strip()
   if len(text) > max_chars or is_degenerate(text):
     return TextReading("degenerate")
-  sentences = [
-    part for part in _SENTENCE_END.split(text.lower().replace("’", "'")) if part and part.strip()
-  ]
+  sentences = list(filter(str.strip, _SENTENCE_END.split(text.lower().replace("’", "'"))))
   questions: list[str] = []
   declined = False
   for index, sentence in enumerate(sentences):
@@ -109,20 +107,20 @@ def asks_for_missing(
   required argument of the task's tools, and for a task without tools any telling word of the
   wanted question.
   """
-  named = [_with_words(question) for question in reading.questions]
+  questions = reading.questions
   missing, others = _arguments(task)
   if not missing:
-    telling = set(_stemmed(_WORD.findall(task.answer.lower()))) - _STOPWORDS
-    found = any(words & telling for _, words in named)
+    telling = _words(task.answer.lower()) - _STOPWORDS
+    found = any(_words(question) & telling for question in questions)
     return "asks" if found or not telling else "wrong_question"
-  if not any(argument.is_named_in(*entry) for argument in missing for entry in named):
+  if not any(argument.is_named_in(question) for argument in missing for question in questions):
     return "wrong_question"
   missing_words = set().union(*(argument.words for argument in missing))
   too_many = {
     argument.words
     for argument in others
     if not argument.words <= missing_words
-    and any(argument.is_named_in(*entry, by_description=False) for entry in named)
+    and any(argument.is_named_in(question, by_description=False) for question in questions)
   }
   return "asks_everything" if len(too_many) > MAX_OTHER_ARGUMENTS else "asks"
 
@@ -133,7 +131,8 @@ class _Argument:
   words: frozenset[str]
   description: frozenset[str]
 
-  def is_named_in(self, question: str, words: set[str], by_description: bool = True) -> bool:
+  def is_named_in(self, question: str, by_description: bool = True) -> bool:
+    words = _words(question)
     if self.words and self.words <= words and not self.words <= _STOPWORDS:
       return True
     name = self.name.lower()
@@ -147,13 +146,21 @@ class _Argument:
 
 @lru_cache(maxsize=4096)
 def _argument(name: str, description: str) -> _Argument:
-  words = frozenset(_stemmed(part.lower() for part in _NAME_PART.findall(name)))
+  words = frozenset(_singular(part.lower()) for part in _NAME_PART.findall(name))
   clause = _CLAUSE_END.split(description[:200].lower(), maxsplit=1)[0]
-  return _Argument(name, words, frozenset(_stemmed(_WORD.findall(clause))) - _STOPWORDS)
+  return _Argument(name, words, _words(clause) - _STOPWORDS)
 
 
-def _with_words(question: str) -> tuple[str, set[str]]:
-  return question, set(_stemmed(_WORD.findall(question)))
+@lru_cache(maxsize=4096)
+def _words(text: str) -> frozenset[str]:
+  return frozenset(map(_singular, _WORD.findall(text)))
+
+
+def _singular(word: str) -> str:
+  """The singular of a word, so that `cities` names `city`."""
+  if len(word) > 4 and word.endswith("ies"):
+    return word[:-3] + "y"
+  return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
@@ -167,8 +174,8 @@ def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
         described[name] = _argument(name, _description(schema))
   wanted = list(task.missing)
   if not wanted:
-    gold = _with_words(task.answer.lower())
-    wanted = [name for name, argument in described.items() if argument.is_named_in(*gold, False)]
+    gold = task.answer.lower()
+    wanted = [name for name, argument in described.items() if argument.is_named_in(gold, False)]
   if not wanted:
     wanted = [name for spec in specs for name in spec.required if isinstance(name, str)]
   missing = [described.get(name) or _argument(name, "") for name in dict.fromkeys(wanted)]
@@ -190,15 +197,3 @@ def _refers_back(question: str) -> bool:
     return False
   telling = set(_WORD.findall(question)) - _STOPWORDS - _ASKING_WORDS
   return not telling or _POINTER.search(question) is not None
-
-
-def _stemmed(words: Iterable[str]) -> list[str]:
-  """Singular forms, so that `cities` names `city`."""
-  return [
-    word[:-3] + "y"
-    if len(word) > 4 and word.endswith("ies")
-    else word[:-1]
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss")
-    else word
-    for word in words
-  ]
