@@ -62,7 +62,7 @@ def without_nulls(value: Any) -> Any:
   """Drops keys whose value is null: tables give every object the keys of all others."""
   if isinstance(value, Mapping):
     return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
-  if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+  if isinstance(value, (list, tuple)):
     return [without_nulls(entry) for entry in value]
   return value
 

@@ -160,14 +160,13 @@ class ToolTask:
     if not isinstance(extra, Mapping):
       raise ValueError('"extra_info" must be an object')
     native = decoded(row.get("tools"), "tools") or ()
-    if isinstance(native, (str, Mapping)) or not isinstance(native, Sequence):
+    if not isinstance(native, (list, tuple)):
       raise ValueError('"tools" must be a list of tool schemas')
     tools = tuple(ToolSpec.from_json(decoded(tool, "tools")) for tool in native)
 
     calls, text = read_ground_truth(reward_model["ground_truth"])
-    behavior = extra.get("behavior")
-    if behavior is None:
-      behavior = "execute" if calls else ("clarify" if "?" in text else "refuse")
+    likely = "execute" if calls else "clarify" if "?" in text else "refuse"
+    behavior = likely if extra.get("behavior") is None else extra["behavior"]
     if behavior not in BEHAVIORS:
       raise ValueError(
         f'"extra_info.behavior" is {behavior!r}; expected one of {", ".join(BEHAVIORS)}'
@@ -177,12 +176,8 @@ class ToolTask:
     if behavior != "execute" and calls:
       raise ValueError(f"behavior {behavior!r} needs a ground_truth that is text, not calls")
     accepted = decoded(extra.get("possible_answers"), "extra_info.possible_answers")
-    if accepted is not None and (
-      not isinstance(accepted, Sequence)
-      or isinstance(accepted, str)
-      or len(accepted) != len(calls)
-      or not all(isinstance(entry, Mapping) for entry in accepted)
-    ):
+    listed = isinstance(accepted, (list, tuple)) and len(accepted) == len(calls)
+    if accepted is not None and not (listed and all(isinstance(a, Mapping) for a in accepted)):
       raise ValueError('"extra_info.possible_answers" must be a list with one object a wanted call')
     return cls(
       messages=messages,
@@ -218,7 +213,7 @@ def read_ground_truth(value: Any) -> tuple[tuple[ToolCall, ...], str]:
     truth = [truth]
   if isinstance(truth, str) and truth:
     return (), truth
-  if isinstance(truth, Sequence) and truth and not isinstance(truth, str):
+  if isinstance(truth, (list, tuple)) and truth:
     return tuple(_call(entry) for entry in truth), ""
   raise ValueError("ground_truth must be a non-empty list of calls, its JSON text, or plain text")
 
@@ -271,7 +266,7 @@ def _call(entry: Any) -> ToolCall:
 def _messages(value: Any) -> tuple[Mapping[str, Any], ...]:
   if isinstance(value, str) and value:
     return ({"role": "user", "content": value},)
-  if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+  if not isinstance(value, (list, tuple)) or not value:
     raise ValueError('"prompt" must be a non-empty list of {"role", "content"} messages')
   for message in value:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

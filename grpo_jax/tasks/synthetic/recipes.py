@@ -21,8 +21,6 @@ PHRASINGS: tuple[Phrasing, ...] = get_args(Phrasing)
 Kind = Literal["text", "count", "measure", "flag", "list"]
 
 NATURAL_SHARE = 0.15  # cues without a word of the argument's name, such as "from Lima"
-
-
 REQUESTS = read_asset("synthetic/requests")
 
 
