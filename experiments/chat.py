@@ -8,8 +8,6 @@ A LoRA run leaves `adapter/`: `--model` is then its base, and `--adapter` that f
 of the input leaves.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -6,8 +6,6 @@ Exits with 0 when the reward is sound on these tasks, 1 when it has holes, 2 whe
 reward could not be loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 import sys

@@ -6,8 +6,6 @@ A run leaves such a folder at `model/` (a LoRA run `adapter/`); this script stor
 dtype or shard size, makes a plain folder out of a hub id, or merges LoRA adapters into their base.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -9,8 +9,6 @@ weight, as a GGUF file. The script checks its checksum, dequantises every tensor
 order of the query and key rows and writes config, weights, tokenizer and chat template.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

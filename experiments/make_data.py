@@ -3,8 +3,6 @@
 python experiments/make_data.py --out=runs/data
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from absl import app, flags

@@ -8,8 +8,6 @@ The corpus is procedural (`grpo_jax/tasks/synthetic/procedural.py`) over the wor
 whole state every `--save_every` steps and goes on from there. Progress lies in OUT/metrics.jsonl.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time

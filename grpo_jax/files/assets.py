@@ -1,7 +1,5 @@
 """Tables of words and numbers that lie beside the code."""
 
-from __future__ import annotations
-
 import tomllib
 from importlib import resources
 from typing import Any

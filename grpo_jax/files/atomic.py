@@ -1,7 +1,5 @@
 """Files that are replaced at once or not at all, whoever else writes them."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

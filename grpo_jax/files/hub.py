@@ -1,7 +1,5 @@
 """Where a checkpoint lies: in a local folder, or on the Hugging Face hub (safetensors only)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """JSON with bounds: what Python's decoder would take but neither a reward nor a task may."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

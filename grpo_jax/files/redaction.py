@@ -1,7 +1,5 @@
 """What must not be written down or shown: keys, access tokens, and passwords in URLs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any

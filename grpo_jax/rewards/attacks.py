@@ -1,7 +1,5 @@
 """Answers that a reward must not pay for: what the reward doctor tries, one task at a time."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

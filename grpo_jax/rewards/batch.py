@@ -1,7 +1,5 @@
 """Rewards as the training loop sees them: a batch of completions in, breakdowns out."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 from collections.abc import Mapping, Sequence

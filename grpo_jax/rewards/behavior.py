@@ -1,7 +1,5 @@
 """Rules for answers without a call: does the text ask for what is missing, or decline?"""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a reward returns, the numbers it is made of, and the codes that say why it is not 1."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

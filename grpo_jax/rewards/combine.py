@@ -1,7 +1,5 @@
 """Several rewards as one: weights, normalization per reward, every part kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -106,7 +104,7 @@ class CombinedReward(Reward):
     self._normalise: Normalise = normalise
     self._group_size = group_size
 
-  def unnormalised(self) -> CombinedReward:
+  def unnormalised(self) -> "CombinedReward":
     """The same rewards and weights without normalization, on the same processes.
 
     What an evaluation needs: standardized totals have mean 0 whatever the policy does, and held-out

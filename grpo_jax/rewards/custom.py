@@ -1,7 +1,5 @@
 """Bring your own reward: `path/to/file.py:function`, in worker processes with a time limit."""
 
-from __future__ import annotations
-
 import json
 import os
 import queue

@@ -1,7 +1,5 @@
 """Attacks a reward before a policy does: what a wrong or lazy answer earns, task by task."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A language model as the judge (RLAIF), behind any OpenAI-compatible endpoint."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import dataclasses

@@ -1,7 +1,5 @@
 """From what a flag says to a reward: `tiered`, `my.py:function`, `0.8*tiered,0.2*judge`."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether a sentence declines a request, in the forms that `assets/refusals.toml` lists."""
 
-from __future__ import annotations
-
 import re
 
 from grpo_jax.files.assets import read_asset

@@ -1,7 +1,5 @@
 """The built-in rewards: one function from a completion and a task to a breakdown."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, get_args
 

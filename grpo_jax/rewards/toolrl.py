@@ -1,7 +1,5 @@
 """The reward of ToolRL (Qian et al., arXiv:2504.13958, section 3.3), for comparison."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -4,8 +4,6 @@ It imports the user's file and nothing heavy (no jax), answers one request at a 
 rather than outlive its parent.
 """
 
-from __future__ import annotations
-
 import asyncio
 import faulthandler
 import importlib.util

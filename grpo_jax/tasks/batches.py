@@ -1,7 +1,5 @@
 """Which tasks a step trains on, and how their prompts become arrays. Pure functions, numpy only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

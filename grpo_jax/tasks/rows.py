@@ -1,7 +1,5 @@
 """Rows of other formats as tool tasks, with everything that can be wrong with a row found early."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,12 +1,10 @@
 """What a tool-calling task is: tools, calls and the wanted behavior. No jax, no disk."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from grpo_jax.files.json_text import decoded, read_json
 
@@ -64,7 +62,7 @@ class ToolSpec:
     return given if "function" in given else {"type": "function", "function": given}
 
   @classmethod
-  def from_json(cls, value: Any) -> ToolSpec:
+  def from_json(cls, value: Any) -> Self:
     """Reads a tool with or without the `{"type": "function", "function": ...}` envelope.
 
     Raises:
@@ -141,7 +139,7 @@ class ToolTask:
     return str(next(spoken, "") or "")
 
   @classmethod
-  def from_row(cls, row: Mapping[str, Any]) -> ToolTask:
+  def from_row(cls, row: Mapping[str, Any]) -> Self:
     """Reads one row of the JSONL data contract.
 
     Args:

@@ -1,7 +1,5 @@
 """Where tasks come from: a file, a hub id, or the generator."""
 
-from __future__ import annotations
-
 from grpo_jax.tasks.jsonl import load_tasks
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.synthetic.splits import SPLITS, generate

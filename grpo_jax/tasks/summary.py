@@ -1,7 +1,5 @@
 """What is in the data, as a table to read before training."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

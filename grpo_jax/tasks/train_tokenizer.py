@@ -9,8 +9,6 @@ leading space, quote or underscore never merges with the letters after it. What 
 copy then looks the same at both ends. Only common function words get a token with their space.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ punctuation) and stricter in others (an integer where a text is expected is wron
 would match). `docs/rewards.md` lists where we differ on purpose.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

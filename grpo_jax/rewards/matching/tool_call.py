@@ -1,7 +1,5 @@
 """Compares the calls of a completion with the wanted ones, argument by argument."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

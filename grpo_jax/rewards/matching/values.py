@@ -1,7 +1,5 @@
 """Whether two argument values are the same, as the tool's JSON schema sees them."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime

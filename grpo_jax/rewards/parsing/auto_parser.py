@@ -1,7 +1,5 @@
 """Finds calls in prose, in fences and in other model families' syntax."""
 
-from __future__ import annotations
-
 import re
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What parsing a completion gives: calls or an error code, and the limits that hold for both."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

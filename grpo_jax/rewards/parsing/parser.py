@@ -1,7 +1,5 @@
 """Text to calls. Never raises, never evaluates; linear time, bounded depth and size."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from grpo_jax.files.json_text import WHITESPACE, Refused, decode_at, skip_whitespace

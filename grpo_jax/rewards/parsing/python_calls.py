@@ -1,7 +1,5 @@
 """Python-call syntax, as in the Berkeley leaderboard: `[f(a=1), g(b="x")]`; literals only."""
 
-from __future__ import annotations
-
 import ast
 import keyword
 import math

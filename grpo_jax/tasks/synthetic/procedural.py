@@ -9,8 +9,6 @@ them disagreed about *when* to call. `DEMONSTRATED` says how often each behavior
 situation. This is what reinforcement learning is left to settle, and it is documented as such.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ The generator, the supervised corpus of the embedded policy and chat all use the
 policy sees one form in training and in evaluation.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args

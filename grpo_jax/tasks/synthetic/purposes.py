@@ -4,8 +4,6 @@ The phrases of training and of held-out tasks are disjoint, so that declining he
 cannot be done by remembering them.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the call, and nearly every one is introduced by a cue that holds a word of its a
 that a small model can learn the task by reading the schema and copying.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping, Sequence

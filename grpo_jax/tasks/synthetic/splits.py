@@ -5,8 +5,6 @@ a hash of what is asked, not by drawing them together: whatever their seeds and 
 arguments) pair and no prompt of `seen` occurs in `train`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -1,7 +1,5 @@
 """The tools of the generated tasks, and the vocabulary that a warm-up corpus must not hold."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
