@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +53,17 @@ flags.DEFINE_string("json", None, "where the figures go; default: below runs/ben
 flags.DEFINE_alias("out", "json")
 
 
+@command_line.script(RuntimeError)
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
-  try:
-    if unknown := set(FLAGS.compare) - set(PEERS):
-      raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
-    if FLAGS.realistic and not FLAGS["prompts"].present:
-      FLAGS["prompts"].value = read_preset("tiny")["prompts_per_step"]
-    command_line.check()
-    load = command_line.read(Workload)
-    if FLAGS.micro_batch_prompts and load.prompts % FLAGS.micro_batch_prompts:
-      raise ValueError("--micro_batch_prompts must divide --prompts")
-    benchmark(chosen_work(load))
-  except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f"benchmark: {error}")
+  if unknown := set(FLAGS.compare) - set(PEERS):
+    raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
+  if FLAGS.realistic and not FLAGS["prompts"].present:
+    FLAGS["prompts"].value = read_preset("tiny")["prompts_per_step"]
+  command_line.check()
+  load = command_line.read(Workload)
+  if FLAGS.micro_batch_prompts and load.prompts % FLAGS.micro_batch_prompts:
+    raise ValueError("--micro_batch_prompts must divide --prompts")
+  benchmark(chosen_work(load))
 
 
 def chosen_work(load: Workload) -> RandomWork | ToolWork:

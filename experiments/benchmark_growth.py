@@ -14,7 +14,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +52,24 @@ flags.DEFINE_string("json", "runs/benchmark/growth.json", "the points so far")
 flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
-  try:
-    command_line.check()
-    axes = command_line.axes() | {"width": [int(value) for value in FLAGS.width]}
-    along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
-    for point in (point for points in along.values() for point in points):
-      _ = point.load  # sizes out of range are refused before any work
-    out = Path(FLAGS.json)
-    settings = {
-      "steps": FLAGS.steps,
-      "seed": FLAGS.seed,
-      "jax": importlib.metadata.version("jax"),
-      "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-      "cpus": os.cpu_count(),
-    }
-    found = measure_all(along, settings, out)
-    Path(FLAGS.plot).parent.mkdir(parents=True, exist_ok=True)
-    plot_growth(along, found, Path(FLAGS.plot))
-    show(along, found)
-    print(f"\nfigures: {out}   picture: {FLAGS.plot}")
-  except (ValueError, OSError) as error:
-    sys.exit(f"benchmark_growth: {error}")
+  command_line.check()
+  axes = command_line.axes() | {"width": [int(value) for value in FLAGS.width]}
+  along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
+  out = Path(FLAGS.json)
+  settings = {
+    "steps": FLAGS.steps,
+    "seed": FLAGS.seed,
+    "jax": importlib.metadata.version("jax"),
+    "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    "cpus": os.cpu_count(),
+  }
+  found = measure_all(along, settings, out)
+  Path(FLAGS.plot).parent.mkdir(parents=True, exist_ok=True)
+  plot_growth(along, found, Path(FLAGS.plot))
+  show(along, found)
+  print(f"\nfigures: {out}   picture: {FLAGS.plot}")
 
 
 def measure_all(

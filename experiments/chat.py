@@ -225,14 +225,11 @@ def ask() -> str | None:
     return None
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
   """Starts the conversation."""
-  command_line.refuse_arguments(argv)
-  try:
-    command_line.check()
-    converse(FLAGS.model, read_tools(FLAGS.tools))
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+  command_line.check()
+  converse(FLAGS.model, read_tools(FLAGS.tools))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ flags.DEFINE_integer("seed", 0, "of the draw and of borrowed answers")
 flags.DEFINE_string("json", None, "file for the diagnosis as JSON")
 
 
+@command_line.script()
 def main(argv: list[str]) -> int:
-  command_line.refuse_arguments(argv)
   try:
     config = command_line.read(RewardConfig)
     tasks = load_tasks(FLAGS.data)

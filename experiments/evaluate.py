@@ -11,7 +11,6 @@ import datetime
 import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +48,17 @@ flags.DEFINE_integer("samples", 1, "completions a task; above 1 with a temperatu
 flags.DEFINE_integer("batch_prompts", 16, "prompts generated at the same time", lower_bound=1)
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
   if FLAGS.samples > 1 and FLAGS.temperature == 0:
     raise app.UsageError(f"--samples={FLAGS.samples} needs a --temperature above 0")
   scores, completions = out_paths(FLAGS.out)
-  try:
-    command_line.check()
-    settings = scored_by()
-    earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
-    if earlier and (names := differing_settings(earlier[0], {"settings": settings})):
-      raise ValueError(f"--compare_with={FLAGS.compare_with} has another {', '.join(names)}")
-    summary, rows = score_policy()
-  except (ValueError, OSError) as error:
-    sys.exit(f"evaluate: {error}")
+  command_line.check()
+  settings = scored_by()
+  earlier = read_evaluation(FLAGS.compare_with) if FLAGS.compare_with else None
+  if earlier and (names := differing_settings(earlier[0], {"settings": settings})):
+    raise ValueError(f"--compare_with={FLAGS.compare_with} has another {', '.join(names)}")
+  summary, rows = score_policy()
   summary["settings"] = settings
   scores.parent.mkdir(parents=True, exist_ok=True)
   scores.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -70,10 +66,7 @@ def main(argv: list[str]) -> None:
   print(as_text(*score_rows({FLAGS.data: summary})))
   if earlier:
     before, before_rows = earlier
-    try:
-      compared = compare(before_rows, rows, seed=FLAGS.seed)
-    except ValueError as error:
-      sys.exit(f"evaluate: --compare_with={FLAGS.compare_with}: {error}")
+    compared = compare(before_rows, rows, seed=FLAGS.seed)
     print(f"\nAgainst {FLAGS.compare_with}:\n")
     table = gain_rows({FLAGS.data: before}, {FLAGS.data: summary}, {FLAGS.data: compared})
     print(as_text(*table))

@@ -9,7 +9,6 @@ dtype or shard size, makes a plain folder out of a hub id, or merges LoRA adapte
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -29,19 +28,16 @@ flags.DEFINE_float("max_shard_gb", 5.0, "largest file, in 10^9 bytes", lower_bou
 flags.mark_flags_as_required(["model", "out"])
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
   """Loads, writes and says what was written."""
-  command_line.refuse_arguments(argv)
   out = Path(FLAGS.out)
   if Path(FLAGS.model).resolve() == out.resolve():
     raise app.UsageError("--out is the folder of --model; an export must not overwrite its source")
-  try:
-    config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
-    if FLAGS.adapter:
-      params = attach(params, *load_adapters(FLAGS.adapter, config))
-    tokenizer = load_tokenizer(FLAGS.model)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+  config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
+  if FLAGS.adapter:
+    params = attach(params, *load_adapters(FLAGS.adapter, config))
+  tokenizer = load_tokenizer(FLAGS.model)
   limit = int(FLAGS.max_shard_gb * 1e9)
   save_pretrained(config, params, out, tokenizer, dtype=config.dtype, max_shard_bytes=limit)
   files = sorted(out.glob("*.safetensors"))

@@ -164,9 +164,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
   """Fetches, checks and converts."""
-  command_line.refuse_arguments(argv)
   try:
     from gguf import GGUFReader
   except ImportError:

@@ -31,8 +31,8 @@ for _split in SPLITS:
   )
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
   for split in SPLITS:
     path = Path(FLAGS.out) / f"{split}.jsonl"
     write_jsonl(generate(FLAGS.seed, split, FLAGS[f"{split}_size"].value, FLAGS.style), path)

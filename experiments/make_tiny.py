@@ -170,8 +170,8 @@ def prefetched(iterator: Iterator[SFTBatch], depth: int = 8) -> Iterator[SFTBatc
     yield ready.get()
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
   cfg = command_line.read(SFTConfig)
   out = Path(FLAGS.out)
   out.mkdir(parents=True, exist_ok=True)

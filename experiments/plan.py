@@ -135,17 +135,14 @@ def plan_all(several: list[Wanted], folder: Path | None) -> list[dict[str, Any]]
   return records
 
 
+@command_line.script()
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
   path = Path(FLAGS.json) if FLAGS.json else None
-  try:
-    several = wanted_plans()
-    if len(several) > 1:
-      print(as_markdown(*plan_rows(plan_all(several, path))))
-    else:
-      print(describe(plan_one(several[0], job_of(several[0]), path)[0]))
-  except (ValueError, OSError) as error:
-    sys.exit(f"plan: {error}")
+  several = wanted_plans()
+  if len(several) > 1:
+    print(as_markdown(*plan_rows(plan_all(several, path))))
+  else:
+    print(describe(plan_one(several[0], job_of(several[0]), path)[0]))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ run folder. A custom reward of the run is executed: replay only runs whose rewar
 
 from __future__ import annotations
 
-import sys
-
 from absl import app, flags
 
 from grpo_jax import command_line
@@ -20,12 +18,9 @@ flags.DEFINE_string("run", None, "the run folder", required=True)
 flags.DEFINE_integer("step", None, "the step to do again, from 0", required=True, lower_bound=0)
 
 
-def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
-  try:
-    found = replay(FLAGS.run, FLAGS.step)
-  except (ValueError, OSError) as error:
-    sys.exit(f"replay: {error}")
+@command_line.script()
+def main(argv: list[str]) -> int:
+  found = replay(FLAGS.run, FLAGS.step)
   print(f"step {found.step}, reached from step {found.start}")
   if found.recorded_by:
     print(f"  recorded by {found.recorded_by}; equal to {found.difference:.0e}")
@@ -33,7 +28,7 @@ def main(argv: list[str]) -> None:
     print(f"  {part:<12} {'equal' if same else 'DIFFERENT'}")
   for note in found.notes:
     print(f"  {note}")
-  sys.exit(0 if all(found.equal.values()) else 1)
+  return 0 if all(found.equal.values()) else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ all have the same budget; without it, all take the same number of steps.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
-from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
+from grpo_jax.runs.preemption import Stopped
 from grpo_jax.settings import build, settings_of
 from grpo_jax.sweeps.grid import Cell, grid, with_equal_completions
-from grpo_jax.sweeps.sweep import check_sweep, run_sweep, write_results
+from grpo_jax.sweeps.sweep import SweepFailed, sweep
 
+SCRIPT = Path(__file__).with_name("train_grpo.py")
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # Whatever changes a run's numbers may vary. The seed does so slowest: a part is a comparison too.
 command_line.define_axes(
@@ -56,24 +56,11 @@ def cells() -> list[Cell]:
   return with_equal_completions(found, FLAGS.completions) if FLAGS.completions else found
 
 
+@command_line.script(SweepFailed, resumable=Stopped, arguments=True)
 def main(argv: list[str]) -> None:
-  script, folder = Path(__file__).with_name("train_grpo.py"), Path(FLAGS.sweep_dir)
-  try:
-    runs = cells()
-    own_flags = {name for run in runs for name in run.settings}
-    check_sweep(runs, folder, argv[1:], own_flags)
-    print("\n".join([f"{len(runs)} runs", *(f"  {run.name}" for run in runs)]), flush=True)
-    if FLAGS.dry_run:
-      return
-    failed = run_sweep(runs, folder, [sys.executable, str(script)], argv[1:], own_flags=own_flags)
-  except Stopped as stopped:
-    print(f"sweep_batch: {stopped}; run the same command again to go on", file=sys.stderr)
-    sys.exit(EXIT_STOPPED)
-  except ValueError as error:
-    sys.exit(f"sweep_batch: {error}")
-  print(f"\n{write_results(runs, folder)}\n\nsweep folder: {folder}")
-  if failed:
-    sys.exit(f"sweep_batch: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+  runs = cells()
+  own_flags = {name for run in runs for name in run.settings}
+  sweep(runs, Path(FLAGS.sweep_dir), SCRIPT, argv[1:], own_flags, FLAGS.dry_run)
 
 
 if __name__ == "__main__":

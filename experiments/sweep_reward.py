@@ -14,7 +14,6 @@ numbers), since rewards in coins of their own cannot be compared.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from absl import app, flags
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
 from grpo_jax.rewards import TIERS, JudgeConfig, RewardWeights, load_reward
-from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
+from grpo_jax.runs.preemption import Stopped
 from grpo_jax.settings import build, settings_of
 from grpo_jax.sweeps.grid import Cell, grid, without_idle_weights
-from grpo_jax.sweeps.sweep import check_sweep, run_sweep, write_results
+from grpo_jax.sweeps.sweep import SweepFailed, sweep
 
+SCRIPT = Path(__file__).with_name("train_grpo.py")
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # The seed varies slowest, so that a part of the sweep is a comparison too.
 command_line.define_axes(RunConfig, [], seed=["0"], reward=list(TIERS))
@@ -61,24 +61,11 @@ def cells(judge: JudgeConfig | None) -> list[Cell]:
   return found
 
 
+@command_line.script(SweepFailed, resumable=Stopped, arguments=True)
 def main(argv: list[str]) -> None:
-  script, folder = Path(__file__).with_name("train_grpo.py"), Path(FLAGS.sweep_dir)
+  runs = cells(judge_of(argv[1:]))
   own_flags = {"seed", "reward", *settings_of(RewardWeights)}
-  try:
-    runs = cells(judge_of(argv[1:]))
-    check_sweep(runs, folder, argv[1:], own_flags)
-    print("\n".join([f"{len(runs)} runs", *(f"  {run.name}" for run in runs)]), flush=True)
-    if FLAGS.dry_run:
-      return
-    failed = run_sweep(runs, folder, [sys.executable, str(script)], argv[1:], own_flags=own_flags)
-  except Stopped as stopped:
-    print(f"sweep_reward: {stopped}; run the same command again to go on", file=sys.stderr)
-    sys.exit(EXIT_STOPPED)
-  except ValueError as error:
-    sys.exit(f"sweep_reward: {error}")
-  print(f"\n{write_results(runs, folder)}\n\nsweep folder: {folder}")
-  if failed:
-    sys.exit(f"sweep_reward: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
+  sweep(runs, Path(FLAGS.sweep_dir), SCRIPT, argv[1:], own_flags, FLAGS.dry_run)
 
 
 if __name__ == "__main__":

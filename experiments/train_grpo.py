@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from absl import app, flags
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig, read_preset
-from grpo_jax.files.redaction import redacted
 from grpo_jax.report.page import gain_table
 from grpo_jax.report.tables import as_text
 from grpo_jax.runs import console, hosts
-from grpo_jax.runs.preemption import EXIT_STOPPED, Stopped
+from grpo_jax.runs.preemption import Stopped
 from grpo_jax.train import TrainingFailed, train
 
 FLAGS = flags.FLAGS
@@ -43,8 +41,8 @@ def run_config() -> RunConfig:
   return command_line.read(RunConfig, run_dir=FLAGS.run_dir or default)
 
 
+@command_line.script(TrainingFailed, resumable=Stopped)
 def main(argv: list[str]) -> None:
-  command_line.refuse_arguments(argv)
   try:
     config = run_config()
     with console.quiet(Path(config.run_dir)):
@@ -52,15 +50,10 @@ def main(argv: list[str]) -> None:
       if jax.process_count() > 1 and not FLAGS.run_dir:
         raise ValueError("several hosts need one --run_dir: its default holds the time of each")
       folder = train(config)
-  except Stopped as stopped:
-    print(f"train_grpo: {stopped}; run the same command again to go on", file=sys.stderr)
-    sys.exit(EXIT_STOPPED)
   except Exception as error:
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not isinstance(error, Stopped):
       logging.getLogger("grpo_jax").exception("this host ends")
       hosts.leave(error)
-    if isinstance(error, ValueError | OSError | TrainingFailed):
-      sys.exit(f"train_grpo: {redacted(str(error))}")
     raise
   if not hosts.is_first():
     return

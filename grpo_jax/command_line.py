@@ -1,15 +1,21 @@
 """Settings as absl flags: defined from their fields, read back into their dataclasses.
 
-Scripts call `define` where they define their own flags, and `read` or `checked` in `main`.
+Scripts call `define` where they define their own flags, `read` or `checked` in `main`, and put
+`script` over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import app, flags
 
+from grpo_jax.files.redaction import redacted
 from grpo_jax.settings import REQUIRED, Setting, Settings, build, settings_of
 from grpo_jax.sweeps.grid import axis_values
 
@@ -132,10 +138,38 @@ def use(values: Mapping[str, Any], source: str) -> None:
       FLAGS[name].value = value
 
 
-def refuse_arguments(argv: Sequence[str]) -> None:
-  """Refuses what no flag takes: `--ordered_calls false` would mean true."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+def script(
+  *expected: type[Exception],
+  resumable: type[Exception] | tuple[()] = (),
+  arguments: bool = False,
+) -> Callable[[Callable[[list[str]], Any]], Callable[[list[str]], Any]]:
+  """Decorates the `main` of a script so that what a person can mend ends it with one sentence.
+
+  Args:
+    expected: exceptions beside ValueError and OSError whose message is all there is to say.
+    resumable: what ends the script with `os.EX_TEMPFAIL`: the same command goes on from there.
+    arguments: the script takes arguments that are no flags. Others refuse them, for
+      `--ordered_calls false` would mean true.
+  """
+
+  def decorate(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    name = Path(main.__code__.co_filename).stem
+
+    @functools.wraps(main)
+    def checked_main(argv: list[str]) -> Any:
+      if argv[1:] and not arguments:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+      try:
+        return main(argv)
+      except resumable as error:
+        print(f"{name}: {error}; run the same command again to go on", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
+      except (ValueError, OSError, *expected) as error:
+        sys.exit(f"{name}: {redacted(str(error))}")
+
+    return checked_main
+
+  return decorate
 
 
 def _chosen(

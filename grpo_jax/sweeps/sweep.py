@@ -33,6 +33,44 @@ SCORED_BY: Literal["tiered"] = "tiered"  # with its default numbers: what every 
 RECORD = "sweep_cell.json"
 
 
+class SweepFailed(RuntimeError):
+  """Some runs of a sweep failed; the message names them."""
+
+
+def sweep(
+  cells: Sequence[Cell],
+  sweep_dir: Path,
+  script: Path,
+  passed_on: Sequence[str],
+  own_flags: Collection[str],
+  dry_run: bool,
+) -> None:
+  """Lists the runs of a sweep, runs what has not finished, and prints the table of all.
+
+  Args:
+    cells: see `run_sweep`, like the other arguments that are not explained here.
+    sweep_dir: its folder.
+    script: the training script.
+    passed_on: more arguments of it.
+    own_flags: flags that the sweep sets itself.
+    dry_run: list the runs and stop.
+
+  Raises:
+    ValueError: as `run_sweep`.
+    Stopped: as `run_sweep`.
+    SweepFailed: a run failed; the others have their results.
+  """
+  check_sweep(cells, sweep_dir, passed_on, own_flags)
+  print("\n".join([f"{len(cells)} runs", *(f"  {cell.name}" for cell in cells)]), flush=True)
+  if dry_run:
+    return
+  command = [sys.executable, str(script)]
+  failed = run_sweep(cells, sweep_dir, command, passed_on, own_flags=own_flags)
+  print(f"\n{write_results(cells, sweep_dir)}\n\nsweep folder: {sweep_dir}")
+  if failed:
+    raise SweepFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
+
+
 def run_sweep(
   cells: Sequence[Cell],
   sweep_dir: Path,

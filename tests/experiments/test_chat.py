@@ -239,4 +239,4 @@ def test_a_bad_tools_file_is_named_in_one_sentence(parts, content):
 def test_an_error_ends_in_one_sentence(tmp_path):
   done = _run(SCRIPT, f"--tools={tmp_path / 'nothing.json'}", text="")
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith("error: ")
+  assert done.stderr.splitlines()[-1].startswith("chat: ")

@@ -92,4 +92,4 @@ def test_an_export_onto_its_source_is_refused(model):
 def test_a_missing_model_ends_in_one_sentence(tmp_path):
   done = _export(f"--model={tmp_path / 'nothing'}", f"--out={tmp_path / 'out'}")
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith("error: ")
+  assert done.stderr.splitlines()[-1].startswith("export_hf: ")
