@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")  # what a killed process was writing
@@ -44,6 +45,12 @@ def write_text(path: Path, text: str) -> None:
   """
   with replaced(path) as file:
     file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes indented JSON as `write_text` writes text, and makes the folder that it goes into."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def disk_is_full(error: BaseException | None) -> bool:

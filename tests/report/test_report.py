@@ -10,7 +10,7 @@ import pytest
 
 from grpo_jax.report import page as report
 from grpo_jax.report.page import gain_table, reward_color, write_report
-from grpo_jax.report.scores import summarise
+from grpo_jax.report.scores import summarize
 from grpo_jax.rewards import score
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.synthetic.splits import generate
@@ -31,7 +31,7 @@ def make_run(folder, *, finished=True):
       tasks = [ToolTask.from_row(row) for row in generate(0, split, 25)]
       texts = [EVIL if when == "base" else task.answer for task in tasks]
       found = [score(text, task) for text, task in zip(texts, tasks, strict=True)]
-      summaries[split] = summarise(tasks, [[one] for one in found], seed=0)
+      summaries[split] = summarize(tasks, [[one] for one in found], seed=0)
       rows = [
         {
           "index": i, "sample": 0, "id": task.id, "wanted": task.behavior, "tool": task.tool_name,
