@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -188,13 +187,8 @@ class Checkpoints:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    if error is not None and jax.process_count() > 1:
+  def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    if error and jax.process_count() > 1:
       return  # closing waits for all hosts, and one that failed must not wait for one that is gone
     try:
       self.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import logging
 import os
@@ -10,8 +9,8 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+from typing import Self
 
 from grpo_jax.runs import hosts
 
@@ -25,30 +24,22 @@ class Stopped(Exception):
   """The run was asked to stop, and has been checkpointed."""
 
 
-class _Handlers(abc.ABC):
-  """Signals go to `_handle` while it is entered (in the main thread; elsewhere it does nothing)."""
-
-  def __init__(self) -> None:
-    self._before: dict[signal.Signals, Any] = {}
+class _Handlers:
+  """Signals go to `_handle` while it is entered, in the main thread; elsewhere it does nothing."""
 
   def _signals(self) -> Sequence[signal.Signals]:
     return SIGNALS
 
-  @abc.abstractmethod
   def _handle(self, number: int, frame: FrameType | None) -> None:
-    """What happens at a signal."""
+    raise NotImplementedError
 
   def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._handle) for number in self._signals()}
+    in_main = threading.current_thread() is threading.main_thread()
+    wanted = self._signals() if in_main else ()
+    self._before = {number: signal.signal(number, self._handle) for number in wanted}
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
@@ -57,7 +48,6 @@ class StopSignals(_Handlers):
   """Catches the signals while it is entered (in the main thread; elsewhere it does nothing)."""
 
   def __init__(self) -> None:
-    super().__init__()
     self._requested = ""
 
   def check(self) -> None:
@@ -80,7 +70,6 @@ class StopSignals(_Handlers):
     )
 
 
-
 class ChildRuns(_Handlers):
   """Runs training scripts one by one; a signal goes to the one that runs, which is waited for.
 
@@ -93,7 +82,6 @@ class ChildRuns(_Handlers):
   """
 
   def __init__(self) -> None:
-    super().__init__()
     self.stopped_by = ""
     self._running: int | None = None
     self._pending: int | None = None
