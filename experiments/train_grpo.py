@@ -41,7 +41,7 @@ def run_config() -> RunConfig:
   return command_line.read(RunConfig, run_dir=FLAGS.run_dir or default)
 
 
-@command_line.script(TrainingFailed, resumable=Stopped)
+@command_line.script(TrainingFailed, resumable=(Stopped,))
 def main(argv: list[str]) -> None:
   try:
     config = run_config()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from grpo_jax.files.atomic import write_text
+from grpo_jax.files.atomic import write_json, write_text
 from grpo_jax.files.redaction import without_secrets
-from grpo_jax.report.plots import BLUE, DPI, GREY
+from grpo_jax.report.plots import BLUE, DPI, GREY, style
 from grpo_jax.report.scores import compare
-from grpo_jax.report.tables import Row, as_markdown, as_text
+from grpo_jax.report.tables import Row, as_markdown, as_text, gain_text
 from grpo_jax.rewards import score
 from grpo_jax.runs.folder import missing_folders, remove_empty
 from grpo_jax.runs.preemption import EXIT_STOPPED, ChildRuns, Stopped
@@ -33,44 +34,6 @@ SCORED_BY: Literal["tiered"] = "tiered"  # with its default numbers: what every 
 RECORD = "sweep_cell.json"
 
 
-class SweepFailed(RuntimeError):
-  """Some runs of a sweep failed; the message names them."""
-
-
-def sweep(
-  cells: Sequence[Cell],
-  sweep_dir: Path,
-  script: Path,
-  passed_on: Sequence[str],
-  own_flags: Collection[str],
-  dry_run: bool,
-) -> None:
-  """Lists the runs of a sweep, runs what has not finished, and prints the table of all.
-
-  Args:
-    cells: see `run_sweep`, like the other arguments that are not explained here.
-    sweep_dir: its folder.
-    script: the training script.
-    passed_on: more arguments of it.
-    own_flags: flags that the sweep sets itself.
-    dry_run: list the runs and stop.
-
-  Raises:
-    ValueError: as `run_sweep`.
-    Stopped: as `run_sweep`.
-    SweepFailed: a run failed; the others have their results.
-  """
-  check_sweep(cells, sweep_dir, passed_on, own_flags)
-  print("\n".join([f"{len(cells)} runs", *(f"  {cell.name}" for cell in cells)]), flush=True)
-  if dry_run:
-    return
-  command = [sys.executable, str(script)]
-  failed = run_sweep(cells, sweep_dir, command, passed_on, own_flags=own_flags)
-  print(f"\n{write_results(cells, sweep_dir)}\n\nsweep folder: {sweep_dir}")
-  if failed:
-    raise SweepFailed(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}")
-
-
 def run_sweep(
   cells: Sequence[Cell],
   sweep_dir: Path,
@@ -78,8 +41,9 @@ def run_sweep(
   passed_on: Sequence[str] = (),
   *,
   own_flags: Collection[str],
+  dry_run: bool = False,
 ) -> list[str]:
-  """Runs every cell that has not finished, and writes the results after each.
+  """Lists the cells, runs those that have not finished, and writes the results after each.
 
   A cell that fails is reported and the others go on, unless the first one cannot even claim its
   folder: then the arguments of all are at fault.
@@ -90,6 +54,7 @@ def run_sweep(
     command: the training script.
     passed_on: more arguments of it, for every cell.
     own_flags: flags that `passed_on` must not hold, since the sweep sets them.
+    dry_run: list the cells and stop.
 
   Returns:
     The names of the cells that failed.
@@ -100,6 +65,9 @@ def run_sweep(
     Stopped: a signal asked for it; the cell that ran has a checkpoint to go on from.
   """
   check_sweep(cells, sweep_dir, passed_on, own_flags)
+  print("\n".join([f"{len(cells)} runs", *(f"  {cell.name}" for cell in cells)]), flush=True)
+  if dry_run:
+    return []
   # Cells of the same shapes share their compiled programs through the disk.
   environment = {"JAX_COMPILATION_CACHE_DIR": str(sweep_dir / ".jax_cache"), **os.environ}
   failed, started = [], False
@@ -114,9 +82,8 @@ def run_sweep(
       print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
       arguments = [*cell.arguments, *passed_on]
       new = missing_folders(folder)
-      folder.mkdir(parents=True, exist_ok=True)
       record = {"arguments": without_secrets(arguments)}
-      _write_json(folder / RECORD, record)
+      write_json(folder / RECORD, record)
       status, peak_gib = running.run([*command, f"--run_dir={folder}", *arguments], environment)
       claimed = (folder / "config.json").exists()
       started |= claimed
@@ -131,8 +98,11 @@ def run_sweep(
         print(f"{cell.name} failed with exit status {status}", file=sys.stderr, flush=True)
         failed.append(cell.name)
       else:
-        _write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
+        write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
         write_results(cells, sweep_dir)
+  print(f"\n{write_results(cells, sweep_dir)}\n\nsweep folder: {sweep_dir}")
+  if failed:
+    print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
   return failed
 
 
@@ -144,10 +114,9 @@ def check_sweep(
   Raises:
     ValueError: cells or arguments that contradict each other, or a sweep folder of other settings.
   """
-  names = [cell.name for cell in cells]
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"two cells would share the folder {twice}")
+  name, count = Counter(cell.name for cell in cells).most_common(1)[0]
+  if count > 1:
+    raise ValueError(f"two cells would share the folder {name}")
   for argument in passed_on:
     flag = argument.lstrip("-").partition("=")[0]
     if not argument.startswith("--") or not flag:
@@ -161,10 +130,8 @@ def check_sweep(
   for cell in cells:
     record = sweep_dir / cell.name / RECORD
     if record.exists():
-      then, now = (
-        set(without_secrets(arguments))
-        for arguments in (_read_json(record)["arguments"], [*cell.arguments, *passed_on])
-      )
+      then = set(without_secrets(_read_json(record)["arguments"]))
+      now = set(without_secrets([*cell.arguments, *passed_on]))
       if then != now:
         raise ValueError(
           f"{record.parent} was run with {' '.join(sorted(then - now)) or 'less'} and now with "
@@ -199,7 +166,7 @@ def write_results(cells: Sequence[Cell], sweep_dir: Path) -> str:
   text = f"# {sweep_dir.name}\n\n{as_markdown(header, rows)}\n\n{notes}\n\n![after](sweep.png)\n"
   write_text(sweep_dir / "sweep.md", text)
   runs = [{name: value for name, value in run.items() if name != "rows"} for run in found]
-  _write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
+  write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
   draw_results(groups).savefig(sweep_dir / "sweep.png", dpi=DPI)
   return f"{as_text(header, rows)}\n\n{notes}"
 
@@ -214,15 +181,11 @@ def cell_results(cell: Cell, sweep_dir: Path) -> dict[str, Any]:
   folder = sweep_dir / cell.name
   config = _read_json(folder / "config.json")
   metrics = read_metrics(folder / "metrics.jsonl")
-  rows: dict[str, tuple[list, list]] = {}
+  parse, rows = config["reward_config"]["parse"], {}
   for split, source in config["eval_data"]:
     tasks = read_tasks(source, config["data_seed"])
-    parse = config["reward_config"]["parse"]
-    before, after = (
-      rescored(folder / "eval" / f"{when}_{split}.jsonl", tasks, parse)
-      for when in ("base", "final")
-    )
-    rows[split] = before, after
+    paths = (folder / "eval" / f"{when}_{split}.jsonl" for when in ("base", "final"))
+    rows[split] = [rescored(path, tasks, parse) for path in paths]
   own = _read_json(folder / "eval_final.json")
   return {
     "name": cell.name,
@@ -287,26 +250,19 @@ def results_table(groups: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
   for split in groups[0]["splits"]:
     for group in groups:
       found = group["splits"][split]
-      gain = "-"
-      if found["relative_gain"] is not None:
-        low, high = found["relative_gain_ci95"]
-        gain = f"{found['relative_gain']:+.0%} [{low:+.0%}, {high:+.0%}]"
-      by_behavior = found["by_behavior"]
-      peak = group["peak_memory_gib"]
+      by_behavior, peak = found["by_behavior"], group["peak_memory_gib"]
+      seeds = zip(group["seeds"], found["each_seed"], strict=True)
       rows.append(
         (
           split,
           *(as_flag(group["settings"].get(axis, "-")) for axis in axes),
           f"{found['base_mean']:.3f}",
           f"{found['final_mean']:.3f}",
-          gain,
+          gain_text(found),
           *(f"{by_behavior[b]['final_mean']:.3f}" if b in by_behavior else "-" for b in BEHAVIORS),
           f"{group['minutes']:.1f}",
           f"{peak:.1f}" if peak else "-",
-          " ".join(
-            f"{seed}: {mean:.3f}"
-            for seed, mean in zip(group["seeds"], found["each_seed"], strict=True)
-          ),
+          " ".join(f"{seed}: {mean:.3f}" for seed, mean in seeds),
         )
       )
   return header, rows
@@ -323,8 +279,7 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
   figure = Figure(figsize=(4.4 * len(splits) + 1.2, height), layout="constrained")
   panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
   for axes, split in zip(panels, splits, strict=True):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    style(axes, grid="x")
     base = groups[0]["splits"][split]["base_mean"]
     axes.axvline(base, color=GREY, linestyle="--", linewidth=1, label="before")
     for place, group in enumerate(groups):
@@ -341,7 +296,3 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _read_json(path: Path) -> Any:
   return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-  write_text(path, json.dumps(content, indent=2) + "\n")
