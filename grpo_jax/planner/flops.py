@@ -35,30 +35,21 @@ def _count(jaxpr: Any, while_trips: int, scan_trips: int | None) -> float:
   for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
-      total += _product_flops(eqn)
-      continue
+      (contracted, _), _ = params["dimension_numbers"]
+      depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+      total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
     inner = [
       _count(sub, while_trips, scan_trips) for value in params.values() for sub in _jaxprs(value)
     ]
+    times = 1
     if name == "scan":
-      total += sum(inner) * (params["length"] if scan_trips is None else scan_trips)
+      times = params["length"] if scan_trips is None else scan_trips
     elif name == "shard_map":  # inside stands one device's share
-      shares = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-      total += sum(inner) * shares
+      times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     elif name == "while":
-      total += sum(inner) * while_trips
-    elif name == "cond":
-      total += max(inner, default=0.0)
-    else:
-      total += sum(inner)
+      times = while_trips
+    total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
   return total
-
-
-def _product_flops(eqn: Any) -> float:
-  (contracted, _), _ = eqn.params["dimension_numbers"]
-  left = eqn.invars[0].aval.shape
-  depth = math.prod(left[axis] for axis in contracted)
-  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
 
 
 def _jaxprs(value: Any) -> list[Any]:
