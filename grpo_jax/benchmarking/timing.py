@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import resource
 import statistics
@@ -25,14 +26,6 @@ from grpo_jax.sharding import make_mesh
 from grpo_jax.types import Prompts, TrainState
 
 LEARNING_RATE = 1e-6
-
-
-class Spread(NamedTuple):
-  """Median and extremes of a figure over steps."""
-
-  median: float
-  min: float
-  max: float
 
 
 class Timed(NamedTuple):
@@ -80,24 +73,22 @@ class TimedStep:
   ) -> None:
     self.work, self.repeated, self.step, self.compile_seconds = work, repeated, 0, 0.0
     mesh, load = make_mesh("data:1,fsdp:1,tensor:1"), work.load
-    cfg = GRPOConfig(
-      SamplingConfig(load.group_size, load.completion_tokens, work.temperature),
-      micro_batch_prompts=micro_batch_prompts,
-    )
-    cfg = resolve(cfg, work.policy, mesh, work.stop_ids)
-    sampling, self._pad_id = cfg.sampling, cfg.sampling.pad_id
+    sampling = SamplingConfig(load.group_size, load.completion_tokens, work.temperature)
+    settings = GRPOConfig(sampling, micro_batch_prompts=micro_batch_prompts)
+    settings = resolve(settings, work.config, mesh, work.stop_ids)
+    sampling = settings.sampling
     if repeated:
       sampling = dataclasses.replace(sampling, group_size=1)
       rows = micro_batch_prompts * load.group_size
-      cfg = dataclasses.replace(cfg, micro_batch_prompts=rows, skip_idle=False)
+      settings = dataclasses.replace(settings, micro_batch_prompts=rows, skip_idle=False)
     tx = make_optimizer(OptimizerConfig(), make_schedule(LEARNING_RATE, 0))
     start = jax.jit(
       lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key), donate_argnums=0
     )
     self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
-    self._sample = sample_program(work.policy, mesh, sampling)
-    self._settings = cfg
-    self._update = update_program(work.policy, mesh, tx, cfg)
+    self._settings = settings
+    self._sample = sample_program(work.config, mesh, sampling)
+    self._update = update_program(work.config, mesh, tx, settings)
     self._compiled: dict[tuple[int, ...], Any] = {}
 
   def prompts(self) -> Prompts:
@@ -105,7 +96,7 @@ class TimedStep:
     rows = self.work.prompts(self.step)
     if self.repeated:
       rows = [row for row in rows for _ in range(self.work.load.group_size)]
-    return pad_to_bucket(rows, self._pad_id, self.work.buckets)
+    return pad_to_bucket(rows, self._settings.sampling.pad_id, self.work.buckets)
 
   def run(self) -> Timed:
     """Takes one step and times it."""
@@ -154,24 +145,18 @@ class TimedStep:
     return self._compiled[shape]
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> dict[str, float]:
   """Median, least and largest of some values."""
-  return Spread(statistics.median(values), min(values), max(values))
+  return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _clocks() -> np.ndarray:
   """Seconds [3]: the time, and CPU time that all processes (NaN off Linux) and this one used."""
-  return np.array([time.perf_counter(), *_cpu_seconds()])
-
-
-def _cpu_seconds() -> tuple[float, float]:
-  """CPU seconds that all processes (NaN off Linux) and this one have used."""
-  stat = Path("/proc/stat")
-  if not stat.exists():
-    return float("nan"), time.process_time()
-  ticks = [int(x) for x in stat.read_text(encoding="ascii").split("\n")[0].split()[1:9]]
-  busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and iowait
-  return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+  stat, busy = Path("/proc/stat"), math.nan
+  if stat.exists():
+    ticks = [int(x) for x in stat.read_text(encoding="ascii").split("\n")[0].split()[1:9]]
+    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # not idle, no iowait
+  return np.array([time.perf_counter(), busy, time.process_time()])
 
 
 def process_age() -> float:

@@ -67,7 +67,7 @@ def test_groups_count_as_equal_where_they_teach_nothing():
 
 
 def test_figures_are_medians_and_extremes():
-  assert spread([3.0, 1.0, 9.0]) == (3.0, 1.0, 9.0)
+  assert spread([3.0, 1.0, 9.0]) == {"median": 3.0, "min": 1.0, "max": 9.0}
   assert process_age() > 0.1
 
 
