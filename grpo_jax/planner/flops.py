@@ -1,7 +1,7 @@
 """Counts the floating-point operations of a traced program, its loops multiplied out.
 
 XLA's cost analysis counts a loop's body once. A jaxpr has the trip count of every scan, and the
-backward pass and what rematerialisation repeats stand in it too, so counting there is exact for
+backward pass and what rematerialization repeats stand in it too, so counting there is exact for
 the products, which are all that matters: 2 M N K for each. What no result needs (the gradient of a
 frozen kernel, say) is left out, as XLA leaves it out.
 """

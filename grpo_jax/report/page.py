@@ -94,13 +94,13 @@ def write_report(run_dir: Path | str) -> Path:
 
 
 def gain_table(run_dir: Path | str) -> Table:
-  """The reward before and after, per split and behaviour, of a finished run folder."""
+  """The reward before and after, per split and behavior, of a finished run folder."""
   base, final, _, comparisons, _ = _read_evaluations(Path(run_dir))
   return Table("Reward before and after", *gain_rows(base, final, comparisons))
 
 
 def reward_color(reward: float) -> str:
-  """A pale CSS colour from red (0 and below) over yellow to green (1 and above)."""
+  """A pale CSS color from red (0 and below) over yellow to green (1 and above)."""
   return f"hsl({120 * min(1.0, max(0.0, reward)):.0f} 65% 88%)"
 
 

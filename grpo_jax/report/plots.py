@@ -21,11 +21,11 @@ Metrics = Sequence[Mapping[str, float]]
 Draw = Callable[[Axes, Metrics], bool]  # returns whether there was a value to draw
 
 # Okabe and Ito's palette: told apart by readers who do not see red and green apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
   "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666",
 )  # fmt: skip
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-PHASES = {"sample": BLUE, "reward": ORANGE, "update": GREEN, "other": GREY}
+PHASES = {"sample": BLUE, "reward": ORANGE, "update": GREEN, "other": GRAY}
 SIZE, DPI = (6.4, 3.6), 110  # inches, dots per inch
 # A step this many times longer than the median is drawn off the scale, with its length in words.
 OFF_SCALE = 3.0
@@ -76,7 +76,7 @@ def plot_gain(
   splits = [split for split in base if split in final]
   figure = Figure(figsize=(4.2 * len(splits) + 0.4, SIZE[1]), layout="constrained")
   panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
-  bars = ((-0.2, GREY, "before", base), (0.2, BLUE, "after", final))
+  bars = ((-0.2, GRAY, "before", base), (0.2, BLUE, "after", final))
   for axes, split in zip(panels, splits, strict=True):
     style(axes)
     labels = list(means_of(base[split]))
@@ -198,7 +198,7 @@ def _seconds(axes: Axes, metrics: Metrics) -> bool:
       f"{off_scale.sum()} step(s) off the scale, the longest {totals.max():.0f} s at step "
       f"{steps[totals.argmax()]:.0f} (compilation, or an evaluation)",
       fontsize=8,
-      color=GREY,
+      color=GRAY,
     )
   return True
 

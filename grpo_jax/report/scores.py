@@ -1,4 +1,4 @@
-"""What a set of scored completions says: means with intervals, by behaviour, tool and error."""
+"""What a set of scored completions says: means with intervals, by behavior, tool and error."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def compare(
   Returns:
     A JSON-ready mapping: `n`, `base_mean`, `final_mean`, `difference`, `difference_ci95`,
     `relative_gain`, `relative_gain_ci95` (both None where a base mean is not positive), and
-    `by_behavior` with the same for each wanted behaviour.
+    `by_behavior` with the same for each wanted behavior.
 
   Raises:
     ValueError: the two evaluations are not of the same tasks.

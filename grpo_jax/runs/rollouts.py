@@ -83,7 +83,7 @@ def score_rollout(
   ]
   own = hosts.share(len(texts))
   before = Counter(reward.failures())
-  # Normalisation looks at the whole batch, of which this host has a share.
+  # Normalization looks at the whole batch, of which this host has a share.
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   found = plain.score_batch(texts[own], [task for task in tasks for _ in range(group)][own])
   failed = {code: count - before[code] for code, count in reward.failures().items()}

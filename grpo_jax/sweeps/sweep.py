@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from grpo_jax.files.atomic import write_json, write_text
 from grpo_jax.files.redaction import without_secrets
-from grpo_jax.report.plots import BLUE, DPI, GREY, style
+from grpo_jax.report.plots import BLUE, DPI, GRAY, style
 from grpo_jax.report.scores import compare
 from grpo_jax.report.tables import Row, as_markdown, as_text, gain_text
 from grpo_jax.rewards import score
@@ -281,7 +281,7 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
   for axes, split in zip(panels, splits, strict=True):
     style(axes, grid="x")
     base = groups[0]["splits"][split]["base_mean"]
-    axes.axvline(base, color=GREY, linestyle="--", linewidth=1, label="before")
+    axes.axvline(base, color=GRAY, linestyle="--", linewidth=1, label="before")
     for place, group in enumerate(groups):
       found = group["splits"][split]
       axes.plot(found["each_seed"], [place] * len(found["each_seed"]), "o", mfc="none", mec=BLUE)
