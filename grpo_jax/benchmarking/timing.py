@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import resource
 import statistics
@@ -36,8 +35,7 @@ class Timed(NamedTuple):
     update: seconds from their rewards to the new parameters.
     total: seconds of the whole step, rewards included.
     cpu: CPU seconds of this process, all threads; what to compare on a machine that is not quiet.
-    foreign: share of the machine's CPU time that other processes took meanwhile; NaN where the
-      system does not say.
+    foreign: share of the machine's CPU time that other processes took meanwhile.
     tokens: sampled tokens, up to and with each candidate's stop token.
     equal_groups: share of the groups whose rewards are all equal.
   """
@@ -151,25 +149,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _clocks() -> np.ndarray:
-  """Seconds [3]: the time, and CPU time that all processes (NaN off Linux) and this one used."""
-  stat, busy = Path("/proc/stat"), math.nan
-  if stat.exists():
-    ticks = [int(x) for x in stat.read_text(encoding="ascii").split("\n")[0].split()[1:9]]
-    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # not idle, no iowait
-  return np.array([time.perf_counter(), busy, time.process_time()])
+  """Seconds [3]: the time, and CPU time that all processes and this one have used."""
+  stat = Path("/proc/stat").read_text(encoding="ascii")
+  ticks = [int(x) for x in stat.split("\n")[0].split()[1:9]]
+  busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and iowait
+  return np.array([time.perf_counter(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()])
 
 
 def process_age() -> float:
-  """Seconds since this process was started (of the import of this module, off Linux)."""
-  stat = Path("/proc/self/stat")
-  if not stat.exists():
-    return time.perf_counter() - _IMPORTED
-  started = int(stat.read_text(encoding="ascii").rpartition(")")[2].split()[19])
+  """Seconds since this process was started."""
+  stat = Path("/proc/self/stat").read_text(encoding="ascii")
+  started = int(stat.rpartition(")")[2].split()[19])
   uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
   return uptime - started / os.sysconf("SC_CLK_TCK")
-
-
-_IMPORTED = time.perf_counter()
 
 
 def peak_memory_gib() -> float:

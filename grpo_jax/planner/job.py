@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +80,13 @@ class Job:
     """G."""
     return self.grpo.sampling.group_size
 
-  def with_layers(self, layers: int) -> Job:
+  def with_layers(self, layers: int) -> Self:
     """The same step of a decoder of that many layers."""
     windows = self.config.windows[:layers]
     config = dataclasses.replace(self.config, num_layers=layers, windows=windows)
     return dataclasses.replace(self, config=config)
 
-  def with_prompts(self, prompts: int) -> Job:
+  def with_prompts(self, prompts: int) -> Self:
     """The same step with that many prompts, all of them in one backward pass."""
     grpo = dataclasses.replace(self.grpo, micro_batch_prompts=0, minibatches=1)
     return dataclasses.replace(self, grpo=grpo, prompts_per_step=prompts)

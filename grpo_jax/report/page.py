@@ -22,7 +22,8 @@ from grpo_jax.tasks.schema import BEHAVIORS
 
 EXAMPLES = 10  # per split, evenly spaced over its tasks: not picked by hand or by reward
 Summaries = Mapping[str, Mapping[str, Any]]
-Pair = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of `evaluate`, before and after
+Rows = Sequence[Mapping[str, Any]]  # of `evaluate`
+Pair = tuple[Rows, Rows]  # before and after
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,6 @@ class Table:
   @property
   def markdown(self) -> str:
     return as_markdown(self.header, self.rows)
-
-
-@dataclass(frozen=True)
-class Example:
-  """One task, with a right answer and the first completion before and after."""
-
-  task: Mapping[str, Any]
-  before: Mapping[str, Any]
-  after: Mapping[str, Any]
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -197,14 +189,12 @@ def _tables(split: str, base: Mapping[str, Any], final: Mapping[str, Any]) -> li
   ]
 
 
-def _examples(
-  before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
-) -> list[Example]:
+def _examples(before: Rows, after: Rows) -> list[Rows]:
+  """The first completions of some tasks, before and after."""
   first = [{row["index"]: row for row in rows if row["sample"] == 0} for rows in (before, after)]
   order = sorted(first[0])
   count = min(EXAMPLES, len(order))
-  places = [order[i * len(order) // count] for i in range(count)]
-  return [Example(first[0][i], first[0][i], first[1][i]) for i in places]
+  return [[rows[order[i * len(order) // count]] for rows in first] for i in range(count)]
 
 
 def _fenced(text: str) -> str:

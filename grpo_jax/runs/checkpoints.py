@@ -41,21 +41,16 @@ class Checkpoints:
     self._seals: dict[int, threading.Thread] = {}
     self._written = threading.Event()  # orbax is done with all that was saved
     evaluated = lambda found: found["eval"]
+    best = BestN(n=1, get_metric_fn=evaluated, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
       self._dir,
       item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(
-          [
-            LatestN(keep),
-            BestN(n=1, get_metric_fn=evaluated, keep_checkpoints_without_metrics=False),
-          ]
-        ),
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
         best_fn=evaluated,  # without it metrics are not stored, and forgotten by the next process
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
-        enable_async_checkpointing=True,
       ),
     )
 

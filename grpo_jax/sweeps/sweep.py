@@ -22,6 +22,7 @@ from grpo_jax.files.redaction import without_secrets
 from grpo_jax.report.plots import BLUE, DPI, GRAY, style
 from grpo_jax.report.scores import compare
 from grpo_jax.report.tables import Row, as_markdown, as_text, gain_text
+from grpo_jax.report.templates import TEMPLATES
 from grpo_jax.rewards import score
 from grpo_jax.runs.folder import missing_folders, remove_empty
 from grpo_jax.runs.preemption import EXIT_STOPPED, ChildRuns, Stopped
@@ -155,20 +156,14 @@ def write_results(cells: Sequence[Cell], sweep_dir: Path) -> str:
     return ""
   groups = over_seeds(found)
   header, rows = results_table(groups)
-  missing = f" ({len(cells) - len(found)} missing)" if len(found) < len(cells) else ""
-  notes = (
-    f"{len(found)} of {len(cells)} runs{missing}. Every run is scored by the `{SCORED_BY}` reward "
-    "with its default numbers, greedy, whatever it was trained with. Seeds are averaged task by "
-    "task; intervals are paired bootstraps over tasks and say nothing about seeds, whose own "
-    "scores stand in the last column. Minutes are those of training steps, compilation included "
-    "and evaluation not."
-  )
-  text = f"# {sweep_dir.name}\n\n{as_markdown(header, rows)}\n\n{notes}\n\n![after](sweep.png)\n"
-  write_text(sweep_dir / "sweep.md", text)
+  template = TEMPLATES.get_template("sweep.txt.j2")
+  counts = {"done": len(found), "all": len(cells), "scored_by": SCORED_BY}
+  text = template.render(counts, table=as_markdown(header, rows))
+  write_text(sweep_dir / "sweep.md", f"# {sweep_dir.name}\n\n{text}\n\n![after](sweep.png)\n")
   runs = [{name: value for name, value in run.items() if name != "rows"} for run in found]
   write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
   draw_results(groups).savefig(sweep_dir / "sweep.png", dpi=DPI)
-  return f"{as_text(header, rows)}\n\n{notes}"
+  return template.render(counts, table=as_text(header, rows))
 
 
 def cell_results(cell: Cell, sweep_dir: Path) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def test_ten_tasks_of_each_split_are_shown_before_and_after_with_their_colours(p
 def test_examples_are_spread_over_the_split():
   rows = [{"index": i, "sample": s, "reward": 0} for i in range(25) for s in range(2)]
   shown = report._examples(rows, rows)
-  assert [e.task["index"] for e in shown] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
-  assert all(e.task["sample"] == 0 for e in shown)
+  assert [before["index"] for before, _ in shown] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
+  assert all(row["sample"] == 0 for pair in shown for row in pair)
   assert len(report._examples(rows[:6], rows[:6])) == 3
 
 
