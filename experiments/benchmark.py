@@ -13,8 +13,6 @@ With --realistic the embedded policy answers real tool-calling prompts of differ
 end at their stop token, and what counts is useful tokens a second.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import statistics

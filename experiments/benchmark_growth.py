@@ -8,8 +8,6 @@ groups of one. The other sizes stay at the middle of their lists. A point is wri
 is measured; the same command again goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import json

@@ -5,8 +5,6 @@
       --compare_with=runs/eval/base
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json

@@ -13,8 +13,6 @@ Needs no accelerator and no weights. For TPUs the real programs are compiled (wi
 `pip install 'grpo_jax[plan]'`); for GPUs they are traced, and memory is estimated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -11,8 +11,6 @@ stopped. With `--completions` each run takes as many steps as sample that many c
 all have the same budget; without it, all take the same number of steps.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

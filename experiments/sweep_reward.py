@@ -11,8 +11,6 @@ and goes on with what was stopped. The table scores every run by the same reward
 numbers), since rewards in coins of their own cannot be compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@
       --eval_data=held_out=held_out.jsonl --run_dir=runs/mine
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

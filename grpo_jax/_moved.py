@@ -1,7 +1,5 @@
 """Import paths of version 0.1: they work, with a warning, until 0.3.0."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.abc

@@ -4,8 +4,6 @@ Scripts call `define` where they define their own flags, `read` or `checked` in 
 `script` over it.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

@@ -1,7 +1,5 @@
 """TRL's GRPOTrainer on the benchmark's workload: python trl_grpo.py WORK.json"""
 
-from __future__ import annotations
-
 import itertools
 
 from datasets import Dataset

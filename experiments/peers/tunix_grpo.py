@@ -1,7 +1,5 @@
 """Tunix's GRPOLearner on the benchmark's workload: python tunix_grpo.py WORK.json"""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Runs inside the peer's environment, so it needs nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import sys

@@ -1,7 +1,5 @@
 """The floor: how long the machine needs for a step's work at the rates that it was measured at."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """How a step's time grows with the group, the prompt, the completion and the model."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence

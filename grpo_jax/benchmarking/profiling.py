@@ -1,7 +1,5 @@
 """Where a step's time goes: a trace of JAX's profiler, and a table of seconds by phase."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import statistics

@@ -1,7 +1,5 @@
 """Times our step: the functions that training compiles."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import resource

@@ -1,7 +1,5 @@
 """What the steps that are timed work on: random tokens of fixed lengths, or real tool-calling."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

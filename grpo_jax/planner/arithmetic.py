@@ -8,8 +8,6 @@ Shape legend: P prompts, G group, S prompt tokens, T completion tokens, V vocabu
 width, N layers, Q query heads, K key/value heads, H head width.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from grpo_jax.models.blockwise import DENSE_SCORES

@@ -3,8 +3,6 @@
 Numbers are the vendors' peaks, so that times computed from them are bounds, not forecasts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 TPU = "https://docs.cloud.google.com/tpu/docs/"

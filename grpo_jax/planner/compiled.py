@@ -1,7 +1,5 @@
 """Compiles a step's programs for devices that need not exist, and reads what the compiler knows."""
 
-from __future__ import annotations
-
 import functools
 import re
 import time

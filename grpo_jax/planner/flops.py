@@ -6,8 +6,6 @@ the products, which are all that matters: 2 M N K for each. What no result needs
 frozen kernel, say) is left out, as XLA leaves it out.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ which XLA for CPU writes beside the loop; otherwise it follows from the loop's c
 and from what the body adds to i, which is taken to start at zero.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

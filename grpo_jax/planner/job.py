@@ -1,7 +1,5 @@
 """What is planned: a step's two programs and their arguments, as shapes and places, no weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field

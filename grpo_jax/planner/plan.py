@@ -1,7 +1,5 @@
 """Puts a plan together: what a step holds, computes, moves and sends, and what still fits."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """A plan as text for people, as a dictionary for files, and several of these as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

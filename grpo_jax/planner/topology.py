@@ -1,7 +1,5 @@
 """The machine that a plan is for: a slice of a TPU pod, or a number of GPUs."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

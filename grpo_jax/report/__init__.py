@@ -1,7 +1,5 @@
 """What a run shows: statistics, tables, plots and the page."""
 
-from __future__ import annotations
-
 from grpo_jax import _moved
 
 

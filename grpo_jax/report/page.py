@@ -1,7 +1,5 @@
 """A run folder as something to read: report.md, report.html and PNG curves."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

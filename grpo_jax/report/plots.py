@@ -1,7 +1,5 @@
 """Curves of a run and the bars of what it gained, drawn without any global state."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

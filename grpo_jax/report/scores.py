@@ -1,7 +1,5 @@
 """What a set of scored completions says: means with intervals, by behavior, tool and error."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Before and after as a table: one row for each split and behavior, as text or Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The templates in `assets/`, from which texts for people are made."""
 
-from __future__ import annotations
-
 import jinja2
 
 TEMPLATES = jinja2.Environment(

@@ -4,8 +4,6 @@ An alarm is a pure function of the metrics so far, so a resumed run raises the s
 them stops a run: they stand in metrics.jsonl (`alarms/<name>`), in the log and in the report.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A checkpoint counts once it is sealed: `SHA256SUMS` in its folder (the format of
 lists every file of it, and is written last. What a crash cut off or a disk damaged is seen by that.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import threading

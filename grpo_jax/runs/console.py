@@ -1,7 +1,5 @@
 """What a person sees of a run: our own words and a bar; everything else goes into `log.txt`."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import logging.handlers

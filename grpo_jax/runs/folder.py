@@ -1,7 +1,5 @@
 """A run folder: held by one process at a time, read as far as its lines are whole."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

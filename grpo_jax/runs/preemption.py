@@ -1,7 +1,5 @@
 """Preemption: the first SIGTERM or SIGINT asks for a checkpoint, the second leaves at once."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What a step's completions were: their rewards, their metrics, and the record of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Where the numbers of a run go: metrics.jsonl always, TensorBoard and MLflow when asked."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

@@ -4,8 +4,6 @@ Every cell runs in its own process, so that its memory and compiled programs are
 one starts. A cell that has finished is not run again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
