@@ -69,28 +69,26 @@ def measure_all(
   along: dict[str, list[Point]], settings: dict[str, Any], out: Path
 ) -> dict[tuple[Point, str], dict[str, Any]]:
   """Measures what `out` does not have yet."""
-  rows: list[dict[str, Any]] = []
+  found: dict[tuple[Point, str], dict[str, Any]] = {}
   if out.exists():
     old = json.loads(out.read_text(encoding="utf-8"))
     if old["settings"] != settings:
       raise ValueError(f"{out} has points of other settings, {old['settings']}; choose another")
-    rows = old["points"]
-  found = {(Point(**row["point"]), row["layout"]): row for row in rows}
+    found = {(Point(**row["point"]), row["layout"]): row for row in old["points"]}
   wanted = [(p, layout) for points in along.values() for p in points for layout in LAYOUTS]
   missing = [key for key in dict.fromkeys(wanted) if key not in found]
-  for number, (point, layout) in enumerate(missing):
-    row = {
+  for number, (point, layout) in enumerate(missing, 1):
+    measured = growth.measure(point, layout, FLAGS.steps, FLAGS.seed)
+    found[point, layout] = {
       "point": dataclasses.asdict(point),
       "layout": layout,
       "parameters": point.parameters,
-      **growth.measure(point, layout, FLAGS.steps, FLAGS.seed),
+      **measured,
       "git_commit": git_commit(),
     }
-    found[point, layout] = row
-    rows.append(row)
-    write_json(out, {"settings": settings, "points": rows})
-    seconds = row["total"]["median"]
-    print(f"[{number + 1}/{len(missing)}] {point} {layout}: {seconds:.2f} s", flush=True)
+    write_json(out, {"settings": settings, "points": list(found.values())})
+    seconds = measured["total"]["median"]
+    print(f"[{number}/{len(missing)}] {point} {layout}: {seconds:.2f} s", flush=True)
   return found
 
 

@@ -8,7 +8,6 @@ from grpo_jax.planner.compiled import Program
 from grpo_jax.planner.plan import Plan
 from grpo_jax.report.tables import Row, as_text
 from grpo_jax.report.templates import TEMPLATES
-from grpo_jax.sharding import mesh_text
 
 GIB = 2**30
 
@@ -21,7 +20,7 @@ def describe(plan: Plan) -> str:
   return TEMPLATES.get_template("plan.txt.j2").render(
     plan=plan,
     parameters=parameter_count(plan.job.config),
-    mesh=",".join(f"{axis}:{size}" for axis, size in mesh_text(plan.job.mesh).items()),
+    mesh=",".join(f"{axis}:{size}" for axis, size in plan.job.mesh.shape.items()),
     tables=[as_text(header, rows, grouped=False, numbers=True) for header, *rows in tables],
     gib=GIB,
   )
@@ -31,7 +30,7 @@ def as_record(plan: Plan) -> dict[str, Any]:
   """The same numbers for a JSON file: bytes, operations and seconds of one device."""
   record: dict[str, Any] = {
     "topology": plan.topology.text,
-    "mesh": dict(mesh_text(plan.job.mesh)),
+    "mesh": dict(plan.job.mesh.shape),
     "parameters": parameter_count(plan.job.config),
     "resident_bytes": plan.resident._asdict(),
     "cache_bytes": plan.caches._asdict(),

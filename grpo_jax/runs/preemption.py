@@ -13,7 +13,7 @@ from typing import Self
 from grpo_jax.runs import hosts
 
 # sysexits' EX_TEMPFAIL: try again later. Launchers can tell it from a failure.
-EXIT_STOPPED = 75
+EXIT_STOPPED = os.EX_TEMPFAIL
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger(__name__)
 
