@@ -1,4 +1,4 @@
-"""What the steps that are timed work on: random tokens of fixed lengths, or real tool-calling."""
+"""Workloads of the benchmark: random tokens of fixed lengths, or real tool-calling tasks."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a step must hold, move and compute on one device, worked out by hand from its shapes.
+"""Analytic memory, FLOPs and communication of a step on one device, from its shapes.
 
 For GPUs this is all there is; for TPUs it stands beside what the compiler says, so that each checks
 the other. Memory traffic counts weights, caches, optimizer, logits and attention scores, once for
@@ -23,7 +23,7 @@ from grpo_jax.planner.job import (
 
 
 class Resident(NamedTuple):
-  """What a device holds through the whole run, in bytes; exact, from shapes and places.
+  """Bytes that stay on a device through the whole run; exact, from shapes and shardings.
 
   Attributes:
     parameters: what is trained, in float32.
@@ -50,7 +50,7 @@ class Caches(NamedTuple):
 
 
 class Phase(NamedTuple):
-  """What one phase makes a device do.
+  """FLOPs, memory traffic and communication of one phase on one device.
 
   Attributes:
     flops: operations of matrix products.

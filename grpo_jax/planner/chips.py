@@ -1,4 +1,4 @@
-"""What accelerators have: memory, arithmetic, and how fast they talk; one table with its sources.
+"""Memory, FLOP/s and bandwidths of accelerators: one table, with sources.
 
 Numbers are the vendors' peaks, so that times computed from them are bounds, not forecasts.
 """

@@ -1,4 +1,4 @@
-"""Compiles a step's programs for devices that need not exist, and reads what the compiler knows."""
+"""Ahead-of-time compilation of a step's programs, and what the compiler reports of them."""
 
 import functools
 import re
@@ -63,7 +63,7 @@ class Program:
 
   @property
   def repeated_work(self) -> float:
-    """How many times its even share of the products a device computes; 1 is right."""
+    """FLOPs of a device over its even share; above 1, devices repeat each other's work."""
     return self.xla_flops / self.once_flops if self.once_flops else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a traced program, its loops multiplied out.
+"""FLOPs of a traced program's matrix products, with loops multiplied out.
 
 XLA's cost analysis counts a loop's body once. A jaxpr has the trip count of every scan, and the
 backward pass and what rematerialization repeats stand in it too, so counting there is exact for

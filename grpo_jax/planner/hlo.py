@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: which collectives it runs, how often, and how many bytes.
+"""Parses compiled HLO text for collectives: kind, executions and bytes sent.
 
 A loop's body stands in the text once, so what is inside is multiplied by the loop's trip count,
 which XLA for CPU writes beside the loop; otherwise it follows from the loop's condition (`i < 10`)

@@ -1,4 +1,4 @@
-"""What is planned: a step's two programs and their arguments, as shapes and places, no weights."""
+"""The step to plan: its programs, and their arguments as `ShapeDtypeStruct`s with shardings."""
 
 import dataclasses
 import math
@@ -91,7 +91,7 @@ class Job:
 
 
 def abstract_state(job: Job) -> TrainState:
-  """The `TrainState` of shapes, each with its place on the mesh.
+  """The `TrainState` as shapes with shardings.
 
   Raises:
     ValueError: the mesh does not divide the model.
@@ -169,7 +169,7 @@ def trace_reference(job: Job) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of a tree of placed shapes."""
+  """Bytes that one device holds of a tree of shapes with shardings."""
   shape = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
   return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -194,7 +194,7 @@ def _on_mesh(job: Job, tree: Any) -> Any:
 
 
 def _traceable(job: Job, tree: Any) -> Any:
-  """Without devices, programs are traced with shapes alone."""
+  """Drops the shardings on an `AbstractMesh`: without devices, shapes alone are traced."""
   if isinstance(job.mesh, Mesh):
     return tree
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

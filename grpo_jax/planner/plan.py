@@ -1,4 +1,4 @@
-"""Puts a plan together: what a step holds, computes, moves and sends, and what still fits."""
+"""Assembles a plan: memory, FLOPs and communication of a step, and the largest batch that fits."""
 
 import contextlib
 import dataclasses
@@ -174,7 +174,7 @@ def _phases(job: Job, programs: tuple[Program, ...]) -> dict[str, Phase]:
 
 
 def _peaks(job: Job) -> tuple[float, float]:
-  """What grows with the prompts of a device's bytes, in sampling and in update."""
+  """Peak bytes of a device, up to a constant, in sampling and in update."""
   if not isinstance(job.mesh, Mesh):
     return arithmetic.temporaries(job)
   return extrapolated_bytes(compile_sample, job), extrapolated_bytes(compile_update, job)

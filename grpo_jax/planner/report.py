@@ -1,4 +1,4 @@
-"""A plan as text for people, as a dictionary for files, and several of these as a table."""
+"""A plan as text, as a JSON record, and several records as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

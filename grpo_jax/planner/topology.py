@@ -1,4 +1,4 @@
-"""The machine that a plan is for: a slice of a TPU pod, or a number of GPUs."""
+"""The hardware that a plan is for: a TPU slice, or a number of GPUs."""
 
 import importlib.util
 import math
@@ -54,7 +54,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def tpu_devices(topology: Topology) -> Sequence[Any]:
-  """Descriptions of the slice's devices, which programs can be compiled for without having them.
+  """Device descriptions of a TPU slice, for ahead-of-time compilation without the hardware.
 
   Raises:
     ValueError: libtpu is not installed, or does not know the slice.

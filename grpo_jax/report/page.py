@@ -1,4 +1,4 @@
-"""A run folder as something to read: report.md, report.html and PNG curves."""
+"""The report of a run folder: report.md, report.html and PNG plots."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Curves of a run and the bars of what it gained, drawn without any global state."""
+"""Plots of training curves and of rewards before and after; no pyplot state."""
 
 import itertools
 import math

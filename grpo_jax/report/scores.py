@@ -1,4 +1,4 @@
-"""What a set of scored completions says: means with intervals, by behavior, tool and error."""
+"""Statistics of scored completions: means and bootstrap intervals, by behavior, tool and error."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

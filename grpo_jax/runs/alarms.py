@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong, read off its metrics, each with what to try.
+"""Checks of a run's metrics for known failures, each with what to try.
 
 An alarm is a pure function of the metrics so far, so a resumed run raises the same ones. None of
 them stops a run: they stand in metrics.jsonl (`alarms/<name>`), in the log and in the report.
@@ -24,7 +24,7 @@ REWARD_RISE = 0.2  # and of so much at least, within a few steps
 
 @dataclass(frozen=True)
 class Alarm:
-  """One sign.
+  """One check.
 
   Attributes:
     name: as in metrics.jsonl, behind `alarms/`.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: our own words and a bar; everything else goes into `log.txt`."""
+"""Console output of a run: our own log and a progress bar; all else goes into `log.txt`."""
 
 import contextlib
 import logging

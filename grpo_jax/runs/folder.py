@@ -1,4 +1,4 @@
-"""A run folder: held by one process at a time, read as far as its lines are whole."""
+"""The run folder: a lock for one process at a time, and JSONL read up to the first bad line."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ class FolderInUse(ValueError):
 
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-  """Holds the run folder against every other process; the system frees it when this one dies.
+  """Locks the run folder against other processes; the kernel frees the lock when this one dies.
 
   A file system without locks cannot do that: a warning says so, and the run goes on. What ends in
   an error leaves neither a lock nor an empty folder that it made itself.

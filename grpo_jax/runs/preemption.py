@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 class _Handlers:
-  """Signals go to `_handle` while it is entered, in the main thread; elsewhere it does nothing."""
+  """Installs `_handle` for signals while it is entered; does nothing outside the main thread."""
 
   def _signals(self) -> Sequence[signal.Signals]:
     return SIGNALS
@@ -43,13 +43,13 @@ class _Handlers:
 
 
 class StopSignals(_Handlers):
-  """Catches the signals while it is entered (in the main thread; elsewhere it does nothing)."""
+  """Turns the first SIGTERM or SIGINT into a request to stop, which `check` raises."""
 
   def __init__(self) -> None:
     self._requested = ""
 
   def check(self) -> None:
-    """Ends what the caller does, between two phases, if a stop was asked for on any host.
+    """Raises `Stopped` if a stop was requested on any host; to be called between two phases.
 
     Every host must call this equally often: they agree on the answer.
 

@@ -1,4 +1,4 @@
-"""What a step's completions were: their rewards, their metrics, and the record of them."""
+"""The completions of a step: scoring, metrics and the JSONL record."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from grpo_jax.types import Rollout
 
 @dataclass(frozen=True)
 class ScoredRollout:
-  """A step's completions as text, and what a reward says of them; on every host those of all.
+  """A step's completions as text, with their reward breakdowns; the same on every host.
 
   Attributes:
     texts: P * G of them, group after group.
@@ -39,7 +39,7 @@ class ScoredRollout:
 
 @dataclass
 class StepRecord:
-  """What is to be recorded of a step; filled while it is taken.
+  """What is logged and recorded of a training step; filled in while it runs.
 
   Attributes:
     step: its number, from 0.

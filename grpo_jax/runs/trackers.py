@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and MLflow when asked."""
+"""Metric logging: metrics.jsonl always, TensorBoard and MLflow when asked."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ MLFLOW_PARAMS_AT_ONCE, MLFLOW_PARAM_LENGTH = 100, 6000
 
 
 class Tracker(Protocol):
-  """A place that takes metrics beside metrics.jsonl."""
+  """A metrics backend beside metrics.jsonl."""
 
   def log(self, step: int, metrics: Mapping[str, float]) -> None:
     """Takes the metrics of one step; what is not finite has been left out."""

@@ -1,4 +1,4 @@
-"""Sweeps: every cell of a grid a training run of its own, and one table of them all.
+"""Sweeps: one training run for each cell of a grid, and a table of all runs.
 
 Every cell runs in its own process, so that its memory and compiled programs are gone when the next
 one starts. A cell that has finished is not run again.
@@ -108,7 +108,7 @@ def run_sweep(
 def check_sweep(
   cells: Sequence[Cell], sweep_dir: Path, passed_on: Sequence[str], own_flags: Collection[str]
 ) -> None:
-  """Refuses what can be known to be wrong before any work; takes what `run_sweep` takes.
+  """Validates a sweep before any run starts; takes the arguments of `run_sweep`.
 
   Raises:
     ValueError: cells or arguments that contradict each other, or a sweep folder of other settings.
@@ -165,7 +165,7 @@ def write_results(cells: Sequence[Cell], sweep_dir: Path) -> str:
 
 
 def cell_results(cell: Cell, sweep_dir: Path) -> dict[str, Any]:
-  """What came of one finished cell, its saved completions scored anew by `SCORED_BY`.
+  """The results of a finished cell, its saved completions scored again by `SCORED_BY`.
 
   Returns:
     `name`, `settings`, by split `scores.compare` in `splits`, the mean reward that it was trained
