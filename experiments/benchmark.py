@@ -13,10 +13,7 @@ With --realistic the embedded policy answers real tool-calling prompts of differ
 end at their stop token, and what counts is useful tokens a second.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
-import json
 import os
 import statistics
 from pathlib import Path
@@ -26,16 +23,17 @@ import jax
 from absl import app, flags
 
 from grpo_jax import command_line
-from grpo_jax.benchmarking.floor import Rates, floor_of, measure_rates
+from grpo_jax.benchmarking.floor import floor_of, measure_rates
 from grpo_jax.benchmarking.flops import step_work
 from grpo_jax.benchmarking.peers import PEERS, PeerProcess, prepare_environment, write_work
 from grpo_jax.benchmarking.profiling import phase_table, trace
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
 from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, process_age, spread
-from grpo_jax.benchmarking.work import RandomWork, ToolWork
+from grpo_jax.benchmarking.work import RandomWork, ToolWork, Work
 from grpo_jax.config import RunConfig, read_preset
-from grpo_jax.models import DecoderConfig
+from grpo_jax.files.atomic import write_json
 from grpo_jax.report.tables import Row, as_text
+from grpo_jax.report.templates import TEMPLATES
 from grpo_jax.runs.installation import git_commit
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> None:
   benchmark(chosen_work(load))
 
 
-def chosen_work(load: Workload) -> RandomWork | ToolWork:
+def chosen_work(load: Workload) -> Work:
   """The work that the flags describe."""
   if not FLAGS.realistic:
     return RandomWork(read_shape(FLAGS.shape, FLAGS.dtype), load, FLAGS.seed)
@@ -77,11 +75,10 @@ def chosen_work(load: Workload) -> RandomWork | ToolWork:
   return ToolWork(load, steps, FLAGS.dtype, FLAGS.seed)
 
 
-def benchmark(work: RandomWork | ToolWork) -> None:
+def benchmark(work: Work) -> None:
   """Measures, prints and writes."""
   shape = "realistic" if FLAGS.realistic else FLAGS.shape
   out = Path(FLAGS.json or f"runs/benchmark/{Path(shape).stem}.json")
-  out.parent.mkdir(parents=True, exist_ok=True)
   ours = TimedStep(work, FLAGS.micro_batch_prompts, seed=FLAGS.seed)
   ours.run()
   first_step = process_age()
@@ -96,8 +93,7 @@ def benchmark(work: RandomWork | ToolWork) -> None:
     found["profile"] = profile(ours, out.with_suffix(""))
   found["peers"] = {peer: take_turns(peer, work, ours, out) for peer in FLAGS.compare}
   if isinstance(work, RandomWork):  # only then the work is known beforehand
-    rates = measure_rates(work.policy, work.load)
-    found |= against_floor(work.policy, work.load, rates, found["total_seconds"]["median"])
+    found |= against_floor(work, found["total_seconds"]["median"])
   record = {
     "shape": shape,
     "workload": vars(work.load),
@@ -113,7 +109,7 @@ def benchmark(work: RandomWork | ToolWork) -> None:
     "cpus": os.cpu_count(),
     "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
   }
-  out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+  write_json(out, record)
   show(record, out)
 
 
@@ -121,8 +117,8 @@ def figures(times: list[Timed], peak_gib: float) -> dict[str, Any]:
   """The figures of our steps."""
   return {
     **rates_of([step._asdict() for step in times]),
-    "cpu_seconds": spread([step.cpu for step in times])._asdict(),
-    "foreign_cpu_share": spread([step.foreign for step in times])._asdict(),
+    "cpu_seconds": spread([step.cpu for step in times]),
+    "foreign_cpu_share": spread([step.foreign for step in times]),
     "equal_groups": statistics.mean(step.equal_groups for step in times),
     "peak_memory_gib": peak_gib,
   }
@@ -131,22 +127,19 @@ def figures(times: list[Timed], peak_gib: float) -> dict[str, Any]:
 def rates_of(steps: list[dict[str, float]]) -> dict[str, Any]:
   """Seconds by phase and tokens a second of a program's steps; padding is no token."""
   per_second = lambda phase: statistics.median(step["tokens"] / step[phase] for step in steps)
+  phases = ("sample", "update", "total")
   return {
-    **{
-      f"{name}_seconds": spread([step[name] for step in steps])._asdict()
-      for name in ("sample", "update", "total")
-    },
+    **{f"{phase}_seconds": spread([step[phase] for step in steps]) for phase in phases},
     "tokens": statistics.mean(step["tokens"] for step in steps),
     "tokens_per_second": per_second("total"),
     "sample_tokens_per_second": per_second("sample"),
   }
 
 
-def against_floor(
-  policy: DecoderConfig, load: Workload, rates: Rates, seconds: float
-) -> dict[str, Any]:
+def against_floor(work: RandomWork, seconds: float) -> dict[str, Any]:
   """The work, with and without sharing the prompt, and what it takes at the measured rates."""
-  shared, repeated = (step_work(policy, load, shared=share) for share in (True, False))
+  rates = measure_rates(work.config, work.load)
+  shared, repeated = (step_work(work.config, work.load, shared=share) for share in (True, False))
   floor, without = floor_of(shared, rates), floor_of(repeated, rates)
   return {
     "flops": shared.flops,
@@ -178,14 +171,11 @@ def profile(ours: TimedStep, folder: Path) -> str:
   return str(folder)
 
 
-def take_turns(
-  peer: str, work: RandomWork | ToolWork, ours: TimedStep, out: Path
-) -> dict[str, Any]:
+def take_turns(peer: str, work: Work, ours: TimedStep, out: Path) -> dict[str, Any]:
   """A peer's figures and how they compare with ours, measured in turns on the same prompts."""
   runners = Path(__file__).parent / "peers"
-  python = prepare_environment(
-    peer, runners / f"{peer}.txt", (Path(FLAGS.environments) / peer).absolute()
-  )
+  requirements = runners / f"{peer}.txt"
+  python = prepare_environment(peer, requirements, (Path(FLAGS.environments) / peer).absolute())
   folder = out.with_suffix("") / peer
   folder.mkdir(parents=True, exist_ok=True)
   task = write_work(work, FLAGS.steps + 1, folder)
@@ -197,11 +187,8 @@ def take_turns(
     for number in range(FLAGS.steps):
       mine.append(ours.run())
       theirs.append(program.step())
-      print(
-        f"{peer} {theirs[-1]['total']:.2f} s, ours {mine[-1].total:.2f} s"
-        f"  [{number + 1}/{FLAGS.steps}]",
-        flush=True,
-      )
+      seconds = f"{peer} {theirs[-1]['total']:.2f} s, ours {mine[-1].total:.2f} s"
+      print(f"{seconds}  [{number + 1}/{FLAGS.steps}]", flush=True)
   expected = work.load.tokens
   if not work.stop_ids and any(step["tokens"] != expected for step in theirs):
     raise RuntimeError(f"{peer} sampled {theirs[0]['tokens']} tokens instead of {expected}")
@@ -212,7 +199,7 @@ def take_turns(
     "peak_memory_gib": theirs[-1]["peak_memory_gib"],
     "ours": own,
     "times_slower": own["tokens_per_second"] / found["tokens_per_second"],
-    "requirements": (runners / f"{peer}.txt").read_text(encoding="utf-8").split(),
+    "requirements": requirements.read_text(encoding="utf-8").split(),
   }
 
 
@@ -232,32 +219,8 @@ def show(record: dict[str, Any], out: Path) -> None:
   for peer, found in record["peers"].items():
     rows.append(row(peer, found, f"{found['times_slower']:.2f}"))
     rows.append(row("  grpo_jax, in turns", found["ours"], "1.00"))
-  candidates = record["workload"]["prompts"] * record["workload"]["group_size"]
-  print(
-    f"\n{as_text(header, rows, grouped=False)}\n\n"
-    f"compilation {record['compile_seconds']:.1f} s; first step done "
-    f"{record['first_step_at_seconds']:.1f} s after the start; a step took "
-    f"{record['cpu_seconds']['median']:.2f} CPU seconds, other processes "
-    f"{record['foreign_cpu_share']['median']:.0%} of the machine meanwhile\n"
-    f"{record['tokens']:.0f} useful tokens a step, {record['tokens'] / candidates:.1f} a "
-    f"candidate; {record['equal_groups']:.0%} of groups had equal rewards"
-  )
-  if "rates" in record:
-    print(floor_text(record))
-  print(f"figures: {out}")
-
-
-def floor_text(record: dict[str, Any]) -> str:
-  """The step beside its floor, in words."""
-  rates = record["rates"]
-  return (
-    f"{record['flops'] / 1e9:.0f} GFLOP a step ({record['flops_without_sharing'] / 1e9:.0f} with "
-    f"the prompt repeated); measured {rates['large'] / 1e9:.0f} GFLOP/s in large products, "
-    f"{rates['skinny'] / 1e9:.0f} in skinny ones, {rates['bandwidth'] / 1e9:.0f} GB/s\n"
-    f"floor {record['floor_seconds']:.2f} s (sample {record['floor_sample_seconds']:.2f}, update "
-    f"{record['floor_update_seconds']:.2f}; {record['floor_without_sharing_seconds']:.2f} with the "
-    f"prompt repeated): the step takes {record['step_over_floor']:.2f} times as long"
-  )
+  table = as_text(header, rows, grouped=False)
+  print(TEMPLATES.get_template("benchmark.txt.j2").render(record, table=table, out=out))
 
 
 if __name__ == "__main__":

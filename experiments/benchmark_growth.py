@@ -8,8 +8,6 @@ groups of one. The other sizes stay at the middle of their lists. A point is wri
 is measured; the same command again goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import json
@@ -21,24 +19,19 @@ import jax
 from absl import app, flags
 
 from grpo_jax import command_line
-from grpo_jax.benchmarking.growth import (
-  LAYOUTS,
-  Point,
-  base_of,
-  measure,
-  plot_growth,
-  points_along,
-)
+from grpo_jax.benchmarking import growth
+from grpo_jax.benchmarking.growth import LAYOUTS, Point
 from grpo_jax.benchmarking.shapes import Workload
 from grpo_jax.config import RunConfig
-from grpo_jax.files.atomic import write_text
+from grpo_jax.files.atomic import write_json
 from grpo_jax.report.tables import Row, as_text
 from grpo_jax.runs.installation import git_commit
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
-command_line.define_axes(
+command_line.define(
   Workload,
   [],
+  axes=True,
   group_size=["2", "4", "8", "16"],
   prompt_tokens=["64", "128", "256", "512", "1024"],
   completion_tokens=["16", "32", "64", "128"],
@@ -56,7 +49,7 @@ flags.DEFINE_string("plot", "runs/benchmark/growth.png", "the picture")
 def main(argv: list[str]) -> None:
   command_line.check()
   axes = command_line.axes() | {"width": [int(value) for value in FLAGS.width]}
-  along = points_along(axes, base_of(axes, FLAGS.prompts, FLAGS.layers))
+  along = growth.points_along(axes, growth.base_of(axes, FLAGS.prompts, FLAGS.layers))
   out = Path(FLAGS.json)
   settings = {
     "steps": FLAGS.steps,
@@ -67,7 +60,7 @@ def main(argv: list[str]) -> None:
   }
   found = measure_all(along, settings, out)
   Path(FLAGS.plot).parent.mkdir(parents=True, exist_ok=True)
-  plot_growth(along, found, Path(FLAGS.plot))
+  growth.plot_growth(along, found, Path(FLAGS.plot))
   show(along, found)
   print(f"\nfigures: {out}   picture: {FLAGS.plot}")
 
@@ -76,29 +69,26 @@ def measure_all(
   along: dict[str, list[Point]], settings: dict[str, Any], out: Path
 ) -> dict[tuple[Point, str], dict[str, Any]]:
   """Measures what `out` does not have yet."""
-  rows: list[dict[str, Any]] = []
+  found: dict[tuple[Point, str], dict[str, Any]] = {}
   if out.exists():
     old = json.loads(out.read_text(encoding="utf-8"))
     if old["settings"] != settings:
       raise ValueError(f"{out} has points of other settings, {old['settings']}; choose another")
-    rows = old["points"]
-  found = {(Point(**row["point"]), row["layout"]): row for row in rows}
-  out.parent.mkdir(parents=True, exist_ok=True)
+    found = {(Point(**row["point"]), row["layout"]): row for row in old["points"]}
   wanted = [(p, layout) for points in along.values() for p in points for layout in LAYOUTS]
   missing = [key for key in dict.fromkeys(wanted) if key not in found]
-  for number, (point, layout) in enumerate(missing):
-    row = {
+  for number, (point, layout) in enumerate(missing, 1):
+    measured = growth.measure(point, layout, FLAGS.steps, FLAGS.seed)
+    found[point, layout] = {
       "point": dataclasses.asdict(point),
       "layout": layout,
       "parameters": point.parameters,
-      **measure(point, layout, FLAGS.steps, FLAGS.seed),
+      **measured,
       "git_commit": git_commit(),
     }
-    found[point, layout] = row
-    rows.append(row)
-    write_text(out, json.dumps({"settings": settings, "points": rows}, indent=2) + "\n")
-    seconds = row["total"]["median"]
-    print(f"[{number + 1}/{len(missing)}] {point} {layout}: {seconds:.2f} s", flush=True)
+    write_json(out, {"settings": settings, "points": list(found.values())})
+    seconds = measured["total"]["median"]
+    print(f"[{number}/{len(missing)}] {point} {layout}: {seconds:.2f} s", flush=True)
   return found
 
 
@@ -110,16 +100,10 @@ def show(along: dict[str, list[Point]], found: dict[tuple[Point, str], dict[str,
   for axis, points in along.items():
     for point in points:
       ours, theirs = (found[point, layout] for layout in LAYOUTS)
-      seconds = [row[phase]["median"] for row in (ours, theirs) for phase in
-                 ("sample", "update", "total")]  # fmt: skip
-      rows.append(
-        (
-          axis,
-          str(getattr(point, axis)),
-          *(f"{value:.3f}" for value in seconds),
-          f"{seconds[-1] / seconds[2]:.2f}",
-        )
-      )
+      phases = ("sample", "update", "total")
+      seconds = [row[phase]["median"] for row in (ours, theirs) for phase in phases]
+      times = f"{seconds[-1] / seconds[2]:.2f}"
+      rows.append((axis, str(getattr(point, axis)), *(f"{one:.3f}" for one in seconds), times))
   print(f"\n{as_text(header, rows)}")
 
 

@@ -5,8 +5,6 @@
       --compare_with=runs/eval/base
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json
@@ -19,6 +17,7 @@ from absl import app, flags
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig, check_date, recorded_date
 from grpo_jax.evaluate import evaluate
+from grpo_jax.files.atomic import write_json
 from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.report.scores import compare, differing_settings
 from grpo_jax.report.tables import as_text, gain_rows, score_rows
@@ -60,8 +59,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f"--compare_with={FLAGS.compare_with} has another {', '.join(names)}")
   summary, rows = score_policy()
   summary["settings"] = settings
-  scores.parent.mkdir(parents=True, exist_ok=True)
-  scores.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+  write_json(scores, summary)
   write_jsonl(rows, completions)
   print(as_text(*score_rows({FLAGS.data: summary})))
   if earlier:

@@ -13,8 +13,6 @@ Needs no accelerator and no weights. For TPUs the real programs are compiled (wi
 `pip install 'grpo_jax[plan]'`); for GPUs they are traced, and memory is estimated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -30,10 +28,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the machine that plans need not
 
 from grpo_jax import command_line
 from grpo_jax.config import RunConfig
+from grpo_jax.files.atomic import write_json
 from grpo_jax.models import config_named
 from grpo_jax.planner import Job, Plan, describe, gpu_share, make_plan, parse_topology, plan_mesh
-from grpo_jax.planner.report import as_record
-from grpo_jax.planner.table import plan_rows
+from grpo_jax.planner.report import as_record, plan_rows
 from grpo_jax.report.tables import as_markdown
 from grpo_jax.settings import settings_of
 
@@ -49,7 +47,7 @@ command_line.define(
   max_completion_tokens=128,
   dtype="bfloat16",
 )
-command_line.define_axes(RunConfig, [], lora_rank=["0"])
+command_line.define(RunConfig, [], axes=True, lora_rank=["0"])
 flags.DEFINE_list(
   "model", ["qwen2.5-7b"], "qwen2.5-SIZE, a hub id, a checkpoint folder or a config.json"
 )
@@ -116,8 +114,7 @@ def plan_one(wanted: Wanted, job: Job, file: Path | None) -> tuple[Plan, dict[st
   )
   record = {"settings": wanted.record(), **as_record(plan)}
   if file:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(file, record)
   return plan, record
 
 

@@ -6,8 +6,6 @@ Starts from the nearest checkpoint before the step (or from the model) and write
 run folder. A custom reward of the run is executed: replay only runs whose reward you trust.
 """
 
-from __future__ import annotations
-
 from absl import app, flags
 
 from grpo_jax import command_line

@@ -11,8 +11,7 @@ stopped. With `--completions` each run takes as many steps as sample that many c
 all have the same budget; without it, all take the same number of steps.
 """
 
-from __future__ import annotations
-
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from grpo_jax.config import RunConfig
 from grpo_jax.runs.preemption import Stopped
 from grpo_jax.settings import build, settings_of
 from grpo_jax.sweeps.grid import Cell, grid, with_equal_completions
-from grpo_jax.sweeps.sweep import SweepFailed, sweep
+from grpo_jax.sweeps.sweep import run_sweep
 
-SCRIPT = Path(__file__).with_name("train_grpo.py")
+TRAIN = [sys.executable, str(Path(__file__).with_name("train_grpo.py"))]
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # Whatever changes a run's numbers may vary. The seed does so slowest: a part is a comparison too.
-command_line.define_axes(
+command_line.define(
   RunConfig,
+  axes=True,
   without=[name for name, found in settings_of(RunConfig).items() if found.free or found.many],
   seed=["0"],
   prompts_per_step=["6", "12"],
@@ -56,11 +56,14 @@ def cells() -> list[Cell]:
   return with_equal_completions(found, FLAGS.completions) if FLAGS.completions else found
 
 
-@command_line.script(SweepFailed, resumable=Stopped, arguments=True)
-def main(argv: list[str]) -> None:
+@command_line.script(resumable=(Stopped,), arguments=True)
+def main(argv: list[str]) -> int:
   runs = cells()
   own_flags = {name for run in runs for name in run.settings}
-  sweep(runs, Path(FLAGS.sweep_dir), SCRIPT, argv[1:], own_flags, FLAGS.dry_run)
+  failed = run_sweep(
+    runs, Path(FLAGS.sweep_dir), TRAIN, argv[1:], own_flags=own_flags, dry_run=FLAGS.dry_run
+  )
+  return 1 if failed else 0
 
 
 if __name__ == "__main__":

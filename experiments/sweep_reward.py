@@ -11,9 +11,8 @@ and goes on with what was stopped. The table scores every run by the same reward
 numbers), since rewards in coins of their own cannot be compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from grpo_jax.rewards import TIERS, JudgeConfig, RewardWeights, load_reward
 from grpo_jax.runs.preemption import Stopped
 from grpo_jax.settings import build, settings_of
 from grpo_jax.sweeps.grid import Cell, grid, without_idle_weights
-from grpo_jax.sweeps.sweep import SweepFailed, sweep
+from grpo_jax.sweeps.sweep import run_sweep
 
-SCRIPT = Path(__file__).with_name("train_grpo.py")
+TRAIN = [sys.executable, str(Path(__file__).with_name("train_grpo.py"))]
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 # The seed varies slowest, so that a part of the sweep is a comparison too.
-command_line.define_axes(RunConfig, [], seed=["0"], reward=list(TIERS))
-command_line.define_axes(RewardWeights)
+command_line.define(RunConfig, [], axes=True, seed=["0"], reward=list(TIERS))
+command_line.define(RewardWeights, axes=True)
 flags.DEFINE_string("sweep_dir", "runs/sweep_reward", "folder for the runs and the table")
 flags.DEFINE_bool("dry_run", False, "list the runs and stop")
 
@@ -61,11 +60,14 @@ def cells(judge: JudgeConfig | None) -> list[Cell]:
   return found
 
 
-@command_line.script(SweepFailed, resumable=Stopped, arguments=True)
-def main(argv: list[str]) -> None:
+@command_line.script(resumable=(Stopped,), arguments=True)
+def main(argv: list[str]) -> int:
   runs = cells(judge_of(argv[1:]))
   own_flags = {"seed", "reward", *settings_of(RewardWeights)}
-  sweep(runs, Path(FLAGS.sweep_dir), SCRIPT, argv[1:], own_flags, FLAGS.dry_run)
+  failed = run_sweep(
+    runs, Path(FLAGS.sweep_dir), TRAIN, argv[1:], own_flags=own_flags, dry_run=FLAGS.dry_run
+  )
+  return 1 if failed else 0
 
 
 if __name__ == "__main__":

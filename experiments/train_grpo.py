@@ -5,8 +5,6 @@
       --eval_data=held_out=held_out.jsonl --run_dir=runs/mine
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path
@@ -41,7 +39,7 @@ def run_config() -> RunConfig:
   return command_line.read(RunConfig, run_dir=FLAGS.run_dir or default)
 
 
-@command_line.script(TrainingFailed, resumable=Stopped)
+@command_line.script(TrainingFailed, resumable=(Stopped,))
 def main(argv: list[str]) -> None:
   try:
     config = run_config()

@@ -1,7 +1,6 @@
 """Import paths of version 0.1: they work, with a warning, until 0.3.0."""
 
-from __future__ import annotations
-
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -10,72 +9,69 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 
+# Folder -> the modules of 0.1 that are in it now, under the last part of their name.
+_FOLDERS: Mapping[str, str] = {
+  "benchmarking": "profiling",
+  "files": "hub json_text redaction",
+  "models": "placement",
+  "report": "plots scores tables",
+  "rewards.matching": "rewards.possible_answers rewards.tool_call rewards.values",
+  "rewards.parsing": "rewards.auto_parser rewards.parsed rewards.parser rewards.python_calls",
+  "runs": "alarms checkpoints hosts installation",
+  "sweeps": "grid sweep",
+  "tasks": "schema data.batches data.jsonl data.rows data.summary text.chat text.tokenizer "
+  "text.train_tokenizer",
+  "tasks.synthetic": "data.procedural data.prompts data.purposes data.recipes data.tools",
+}
 # Old module -> where what it held is now; the first one that has a name gives it.
 MOVED: Mapping[str, Sequence[str]] = {
-  "alarms": ("runs.alarms",),
+  **{
+    old: (f"{folder}.{old.rpartition('.')[2]}",)
+    for folder, modules in _FOLDERS.items()
+    for old in modules.split()
+  },
   "algorithms": ("losses",),
-  "checkpoints": ("runs.checkpoints",),
   "data": ("tasks",),
-  "data.batches": ("tasks.batches",),
-  "data.jsonl": ("tasks.jsonl",),
-  "data.procedural": ("tasks.synthetic.procedural",),
   "data.procedural_requests": ("tasks.synthetic.procedural",),
-  "data.prompts": ("tasks.synthetic.prompts",),
-  "data.purposes": ("tasks.synthetic.purposes",),
-  "data.recipes": ("tasks.synthetic.recipes",),
-  "data.rows": ("tasks.rows",),
-  "data.summary": ("tasks.summary",),
   "data.synthetic": ("tasks.synthetic.splits",),
-  "data.tools": ("tasks.synthetic.tools",),
   "data.training_tools": ("tasks.synthetic.tools",),
   "data.unseen_tools": ("tasks.synthetic.tools",),
-  "grid": ("sweeps.grid",),
-  "hosts": ("runs.hosts",),
-  "hub": ("files.hub",),
-  "installation": ("runs.installation",),
-  "json_text": ("files.json_text",),
-  "placement": ("models.placement",),
-  "plots": ("report.plots",),
-  "profiling": ("benchmarking.profiling",),
-  "programs": (
-    "grpo",
-    "sampling",
-  ),
-  "redaction": ("files.redaction",),
-  "rewards.auto_parser": ("rewards.parsing.auto_parser",),
+  "programs": ("grpo", "sampling"),
   "rewards.behaviour": ("rewards.behavior",),
-  "rewards.parsed": ("rewards.parsing.parsed",),
-  "rewards.parser": ("rewards.parsing.parser",),
-  "rewards.possible_answers": ("rewards.matching.possible_answers",),
-  "rewards.python_calls": ("rewards.parsing.python_calls",),
-  "rewards.tool_call": ("rewards.matching.tool_call",),
-  "rewards.values": ("rewards.matching.values",),
   "rollout_log": ("runs.rollouts",),
   "rollout_scores": ("runs.rollouts",),
-  "run": (
-    "train",
-    "tasks.sources",
-  ),
-  "run_config": (
-    "config",
-    "runs.installation",
-  ),
-  "run_folder": (
-    "runs.folder",
-    "files.atomic",
-  ),
-  "schema": ("tasks.schema",),
-  "scores": ("report.scores",),
+  "run": ("train", "tasks.sources"),
+  "run_config": ("config", "runs.installation"),
+  "run_folder": ("runs.folder", "files.atomic"),
   "stop_signals": ("runs.preemption",),
-  "sweep": ("sweeps.sweep",),
-  "tables": ("report.tables",),
   "text": ("tasks",),
-  "text.chat": ("tasks.chat",),
-  "text.tokenizer": ("tasks.tokenizer",),
-  "text.train_tokenizer": ("tasks.train_tokenizer",),
   "tracking": ("runs.trackers",),
   "training": ("train",),
 }
+RENAMED: Mapping[str, str] = {"summarise": "summarize"}
+
+
+def old_name(name: str, old: str, homes: Sequence[str]) -> object:
+  """What a module of 0.1 had under a name, from the first of the modules that have it now.
+
+  Raises:
+    AttributeError: none of them has it.
+  """
+  for home in homes:
+    module = importlib.import_module(f"grpo_jax.{home}")
+    if hasattr(module, RENAMED.get(name, name)):
+      return getattr(module, RENAMED.get(name, name))
+  raise AttributeError(f"module 'grpo_jax.{old}' has no attribute {name!r}; see docs/moving.md")
+
+
+def warn(old: str, homes: Sequence[str]) -> None:
+  """Says in whose code an old path stands, and what the new one is."""
+  now = ", ".join(f"grpo_jax.{home}" for home in homes)
+  warnings.warn(
+    f"grpo_jax.{old} is now {now}; the old path ends with 0.3.0 (docs/moving.md)",
+    DeprecationWarning,
+    stacklevel=3,
+  )
 
 
 class OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -93,21 +89,8 @@ class OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def exec_module(self, module: types.ModuleType) -> None:
     """Fills an old module: its names are looked up when they are asked for."""
     old = module.__name__.partition(".")[2]
-    homes = MOVED[old]
-    warnings.warn(
-      f"grpo_jax.{old} is now {', '.join(f'grpo_jax.{home}' for home in homes)}; the old path ends "
-      "with 0.3.0 (docs/moving.md)",
-      DeprecationWarning,
-      stacklevel=2,
-    )
-
-    def look_up(name: str) -> object:
-      for home in homes:
-        found = importlib.import_module(f"grpo_jax.{home}")
-        if hasattr(found, name):
-          return getattr(found, name)
-      raise AttributeError(f"module 'grpo_jax.{old}' has no attribute {name!r}; see docs/moving.md")
-
+    warn(old, MOVED[old])
+    look_up = functools.partial(old_name, old=old, homes=MOVED[old])
     module.__getattr__ = look_up  # type: ignore[method-assign]
 
 

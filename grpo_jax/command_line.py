@@ -4,12 +4,10 @@ Scripts call `define` where they define their own flags, `read` or `checked` in 
 `script` over it.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +30,7 @@ def define(
   only: Collection[str] | None = None,
   *,
   without: Collection[str] = (),
+  axes: bool = False,
   **defaults: Any,
 ) -> None:
   """Defines the flags of a kind of settings.
@@ -40,38 +39,17 @@ def define(
     kind: the dataclass.
     only: the flags to define beside those of `defaults`; None takes all.
     without: flags to leave out.
-    defaults: by flag, where the script's own default differs from the field's.
+    axes: the flags take several values of a setting each, for `axes`.
+    defaults: by flag, where the script's own default differs from the field's; of axes the texts
+      of the values, without which a flag has none unless it is given.
   """
-  for found in _chosen(kind, only, without, defaults):
-    _defined[found.name] = found
-    default = defaults.get(found.name, found.default)
-    _define_one(found, None if default is REQUIRED else default)
-
-
-def define_axes(
-  kind: type[Settings],
-  only: Collection[str] | None = None,
-  *,
-  without: Collection[str] = (),
-  **defaults: Sequence[str] | None,
-) -> None:
-  """Defines flags that take several values of a setting each, for `axes`.
-
-  A text may hold commas, so its flag is repeated; others take a list.
-
-  Args:
-    kind: the dataclass.
-    only: the flags to define beside those of `defaults`; None takes all.
-    without: flags to leave out.
-    defaults: texts by flag; other flags have no values unless they are given.
-  """
-  for found in _chosen(kind, only, without, defaults):
-    _axes[found.name] = found
-    name, texts, about = found.name, defaults.get(found.name), found.description
-    if found.type is str and not found.choices:
-      flags.DEFINE_multi_string(name, texts, f"{about}; repeatable", flag_values=FLAGS)
-    else:
-      flags.DEFINE_list(name, texts, f"{about}; separated by commas", flag_values=FLAGS)
+  every = settings_of(kind)
+  for name in dict.fromkeys([*defaults, *(every if only is None else only)]):
+    if name not in without:
+      found = every[name]
+      (_axes if axes else _defined)[name] = found
+      own = None if axes or found.default is REQUIRED else found.default
+      _define_one(found, defaults.get(name, own), axes)
 
 
 def checked(name: str) -> Any:
@@ -140,7 +118,7 @@ def use(values: Mapping[str, Any], source: str) -> None:
 
 def script(
   *expected: type[Exception],
-  resumable: type[Exception] | tuple[()] = (),
+  resumable: tuple[type[Exception], ...] = (),
   arguments: bool = False,
 ) -> Callable[[Callable[[list[str]], Any]], Callable[[list[str]], Any]]:
   """Decorates the `main` of a script so that what a person can mend ends it with one sentence.
@@ -154,6 +132,7 @@ def script(
 
   def decorate(main: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
     name = Path(main.__code__.co_filename).stem
+    told: tuple[type[Exception], ...] = (ValueError, OSError, *expected)
 
     @functools.wraps(main)
     def checked_main(argv: list[str]) -> Any:
@@ -164,7 +143,7 @@ def script(
       except resumable as error:
         print(f"{name}: {error}; run the same command again to go on", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
-      except (ValueError, OSError, *expected) as error:
+      except told as error:
         sys.exit(f"{name}: {redacted(str(error))}")
 
     return checked_main
@@ -172,28 +151,20 @@ def script(
   return decorate
 
 
-def _chosen(
-  kind: type[Settings],
-  only: Collection[str] | None,
-  without: Collection[str],
-  defaults: Mapping[str, Any],
-) -> list[Setting]:
-  """The settings to define, those with a default of their own first."""
-  every = settings_of(kind)
-  rest = every if only is None else only
-  return [every[name] for name in dict.fromkeys([*defaults, *rest]) if name not in without]
-
-
-def _define_one(found: Setting, default: Any) -> None:
-  if found.many:
-    texts = [found.text(one) for one in default]
-    define_texts: Any = flags.DEFINE_multi_string if found.type is tuple else flags.DEFINE_list
-    define_texts(found.name, texts, found.description, flag_values=FLAGS)
+def _define_one(found: Setting, default: Any, axis: bool) -> None:
+  name, about = found.name, found.description
+  if found.many or axis:
+    texts = None if default is None else [found.text(one) for one in default]
+    if found.type is tuple or (axis and found.type is str and not found.choices):
+      # What is written there may hold commas.
+      flags.DEFINE_multi_string(name, texts, f"{about}; repeatable", flag_values=FLAGS)
+    else:
+      flags.DEFINE_list(name, texts, f"{about}; separated by commas", flag_values=FLAGS)
   elif found.choices:
-    flags.DEFINE_enum(found.name, default, found.choices, found.description, flag_values=FLAGS)
+    flags.DEFINE_enum(name, default, found.choices, about, flag_values=FLAGS)
   else:
     define_value: Any = {
       bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
       str: flags.DEFINE_string,
     }[found.type]  # fmt: skip
-    define_value(found.name, default, found.description, flag_values=FLAGS)
+    define_value(name, default, about, flag_values=FLAGS)

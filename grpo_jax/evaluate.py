@@ -1,4 +1,4 @@
-"""Held-out evaluation: render, generate, score, summarise."""
+"""Held-out evaluation: render, generate, score, summarize."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo_jax.models import DecoderConfig, Params
-from grpo_jax.report.scores import summarise
-from grpo_jax.rewards import Reward, RewardBreakdown
+from grpo_jax.report.scores import summarize
+from grpo_jax.rewards import Reward
 from grpo_jax.sampling import generate
 from grpo_jax.tasks import completion_text, render
 from grpo_jax.tasks.schema import ToolTask
@@ -32,7 +32,7 @@ def evaluate(
   batch_prompts: int = 32,
   date: str = "",
   plain_user_text: bool = False,
-  between: Callable[[], None] = lambda: None,
+  check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Generates and scores answers to every task; nothing is skipped.
 
@@ -51,10 +51,10 @@ def evaluate(
     batch_prompts: prompts generated at a time; changes nothing but time and memory.
     date: that templates show, see `render`.
     plain_user_text: see `render`.
-    between: called before each of these batches; may raise.
+    check: called before each of these batches; may raise.
 
   Returns:
-    The summary (see `scores.summarise`, with `truncated`, the share of completions cut at the
+    The summary (see `scores.summarize`, with `truncated`, the share of completions cut at the
     limit, and `completion_tokens`, their mean length), and one row a completion in the order of
     the tasks: `index`, `sample`, `id`, `wanted`, `tool`, `request`, `prompt`, `answer` (a right
     one), `completion`, `tokens`, `reward`, `error`, `shown`, `wrong_arguments`.
@@ -90,46 +90,35 @@ def evaluate(
     seed=seed,
     stop_ids=stop_ids,
     batch_prompts=batch_prompts,
-    between=between,
+    between=check,
   )
-  texts = [[completion_text(tokenizer, ids, stop_ids) for ids in group] for group in completions]
-  breakdowns = _score(reward, tasks, texts)
-  every = [ids for group in completions for ids in group]
-  cut = sum(len(ids) >= max_completion_tokens and ids[-1] not in stop_ids for ids in every)
-  summary = summarise(tasks, breakdowns, seed=seed)
-  summary["completion_tokens"] = sum(map(len, every)) / len(every)
-  summary["truncated"] = cut / len(every)
+  flat = [(i, sample, ids) for i, some in enumerate(completions) for sample, ids in enumerate(some)]
+  texts = [completion_text(tokenizer, ids, stop_ids) for _, _, ids in flat]
+  # One call for all of them, so that a reward with worker processes can spread the work.
+  breakdowns = reward.score_batch(texts, [tasks[i] for i, _, _ in flat])
+  groups = [breakdowns[i : i + samples] for i in range(0, len(flat), samples)]
+  cut = sum(len(ids) >= max_completion_tokens and ids[-1] not in stop_ids for _, _, ids in flat)
+  summary = summarize(tasks, groups, seed=seed)
+  summary["completion_tokens"] = sum(len(ids) for _, _, ids in flat) / len(flat)
+  summary["truncated"] = cut / len(flat)
+  prompt_texts = [tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts]
   rows = [
     {
       "index": i,
       "sample": sample,
-      "id": task.id,
-      "wanted": task.behavior,
-      "tool": task.tool_name,
-      "request": task.request,
-      "prompt": prompt,
-      "answer": task.answer,
-      "completion": texts[i][sample],
-      "tokens": len(completions[i][sample]),
+      "id": tasks[i].id,
+      "wanted": tasks[i].behavior,
+      "tool": tasks[i].tool_name,
+      "request": tasks[i].request,
+      "prompt": prompt_texts[i],
+      "answer": tasks[i].answer,
+      "completion": text,
+      "tokens": len(ids),
       "reward": found.total,
       "error": found.error,
       "shown": found.shown,
       "wrong_arguments": list(found.wrong_arguments),
     }
-    for i, task in enumerate(tasks)
-    for prompt in [tokenizer.decode(prompts[i], skip_special_tokens=False)]
-    for sample, found in enumerate(breakdowns[i])
+    for (i, sample, ids), text, found in zip(flat, texts, breakdowns, strict=True)
   ]
   return summary, rows
-
-
-def _score(
-  reward: Reward, tasks: Sequence[ToolTask], texts: Sequence[Sequence[str]]
-) -> list[list[RewardBreakdown]]:
-  """One call for all of them, so that a reward with worker processes can spread the work."""
-  flat = reward.score_batch(
-    [text for group in texts for text in group],
-    [task for task, group in zip(tasks, texts, strict=True) for _ in group],
-  )
-  found = iter(flat)
-  return [[next(found) for _ in group] for group in texts]

@@ -1,7 +1,5 @@
 """The optimizers that a run can choose from, all with clipping and a schedule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Does a recorded step come out again? From the nearest checkpoint; nothing is written."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ values by those names, a value out of bounds is refused when the dataclass is ma
 `from_record` reads back what `dataclasses.asdict` wrote down, now or in an earlier version.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

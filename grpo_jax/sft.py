@@ -65,23 +65,22 @@ class SFTConfig(Settings):
       )
 
 
-def sft_optimizer(cfg: SFTConfig) -> optax.GradientTransformation:
+def sft_optimizer(settings: SFTConfig) -> optax.GradientTransformation:
   """Builds AdamW (and Muon for the layers' matrices) with clipping, warm-up and one cosine."""
   schedule = lambda peak: optax.warmup_cosine_decay_schedule(
-    0.0, peak, cfg.warmup_steps, cfg.total_steps, cfg.final_rate * peak
+    0.0, peak, settings.warmup_steps, settings.total_steps, settings.final_rate * peak
   )
   matrices = lambda params: jax.tree_util.tree_map_with_path(lambda at, _: is_matrix(at), params)
-  clip = optax.clip_by_global_norm(cfg.clip_norm)
-  if not cfg.muon_learning_rate:
-    adamw = optax.adamw(
-      schedule(cfg.learning_rate), b2=cfg.b2, weight_decay=cfg.weight_decay, mask=matrices
-    )
+  clip = optax.clip_by_global_norm(settings.clip_norm)
+  if not settings.muon_learning_rate:
+    rate = schedule(settings.learning_rate)
+    adamw = optax.adamw(rate, b2=settings.b2, weight_decay=settings.weight_decay, mask=matrices)
     return optax.chain(clip, adamw)
   muon = optax.contrib.muon(
-    schedule(cfg.muon_learning_rate),
-    weight_decay=cfg.weight_decay,
-    adam_b2=cfg.b2,
-    adam_learning_rate=schedule(cfg.learning_rate),
+    schedule(settings.muon_learning_rate),
+    weight_decay=settings.weight_decay,
+    adam_b2=settings.b2,
+    adam_learning_rate=schedule(settings.learning_rate),
     muon_weight_dimension_numbers=_layer_matrices,
   )
   return optax.chain(clip, muon)
@@ -98,7 +97,7 @@ def _layer_matrices(params: Params) -> Params:
 
 
 def sft_loss(
-  policy: DecoderConfig, params: Params, batch: SFTBatch, *, remat: Remat = "none"
+  config: DecoderConfig, params: Params, batch: SFTBatch, *, remat: Remat = "none"
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted mean negative log-likelihood, in nats per token.
 
@@ -107,7 +106,7 @@ def sft_loss(
     the share of them that have a probability above one half.
   """
   scores = completion_logprobs(
-    policy, params, batch.prompt_tokens, batch.prompt_mask, batch.completion_tokens, remat=remat
+    config, params, batch.prompt_tokens, batch.prompt_mask, batch.completion_tokens, remat=remat
   )
   weighted = jnp.where(batch.loss_weights > 0, batch.loss_weights * scores.logp, 0.0)
   loss = -jnp.sum(weighted) / jnp.maximum(batch.loss_weights.sum(), 1.0)
@@ -119,12 +118,12 @@ def sft_loss(
 
 
 def make_sft_step(
-  policy: DecoderConfig, cfg: SFTConfig, tx: optax.GradientTransformation
+  config: DecoderConfig, settings: SFTConfig, tx: optax.GradientTransformation
 ) -> Callable:
   """Compiles `(params, opt_state, batch) -> (params, opt_state, metrics)`; both are donated."""
 
   def step(params, opt_state, batch):
-    loss = lambda p: sft_loss(policy, p, batch, remat=cfg.remat)
+    loss = lambda p: sft_loss(config, p, batch, remat=settings.remat)
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = tx.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)

@@ -11,8 +11,9 @@ are placed by the functions here and the compiler follows. Axes:
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Me
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = mesh_sizes(text, len(devices))
-  grid = np.asarray(devices[: int(np.prod(sizes))]).reshape(sizes)
+  grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
   # Auto, not Explicit (the default of jax.make_mesh): reshapes regroup sharded axes.
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -72,17 +73,13 @@ def mesh_sizes(text: str, devices: int) -> tuple[int, ...]:
   Raises:
     ValueError: the devices do not suffice or do not divide.
   """
-  sizes = parse_mesh(text)
-  fixed = int(np.prod([s for s in sizes.values() if s > 0]))
-  for name, size in sizes.items():
-    if size == -1:
-      if devices % fixed:
-        raise ValueError(f"--mesh={text}: {devices} devices do not divide by {fixed}")
-      sizes[name] = devices // fixed
-  wanted = int(np.prod(list(sizes.values())))
-  if wanted > devices:
-    raise ValueError(f"--mesh={text} needs {wanted} devices and there are {devices}")
-  return tuple(sizes.values())
+  sizes = parse_mesh(text).values()
+  fixed = math.prod(size for size in sizes if size > 0)
+  if -1 in sizes and devices % fixed:
+    raise ValueError(f"--mesh={text}: {devices} devices do not divide by {fixed}")
+  if fixed > devices:
+    raise ValueError(f"--mesh={text} needs {fixed} devices and there are {devices}")
+  return tuple(devices // fixed if size == -1 else size for size in sizes)
 
 
 def parameter_spec(
@@ -125,7 +122,7 @@ def parameter_sharding(
 def state_shardings(config: DecoderConfig, mesh: AnyMesh, tree: Any) -> Any:
   """Shardings for any tree that holds parameters or things shaped like them.
 
-  Optimizer moments follow their parameter: a leaf is recognised by the end of its path
+  Optimizer moments follow their parameter: a leaf is recognized by the end of its path
   (`.../layers/q/kernel`) and its shape. Everything else (counters, keys, Adafactor's row and column
   means) is copied to every device.
 
@@ -190,8 +187,3 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
 def batch_parts(mesh: AnyMesh) -> int:
   """Into how many parts the prompt axis is split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def mesh_text(mesh: AnyMesh) -> Mapping[str, int]:
-  """The mesh's axes and sizes, for the run folder."""
-  return dict(mesh.shape)

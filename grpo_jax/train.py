@@ -520,7 +520,7 @@ def _evaluate_split(
     seed=config.seed,
     date=config.template_date,
     plain_user_text=config.plain_user_text,
-    between=check,
+    check=check,
   )
 
 

@@ -43,21 +43,28 @@ def first_state(mesh) -> TrainState:
   return jax.device_put(state, state_shardings(CONFIG, mesh, state))
 
 
-def step_on(mesh):
-  """Samples, rewards and updates as `train.py` does: the rollout, the state after, metrics."""
-  state = first_state(mesh)
-  reference = jax.tree.map(lambda x: 0.9 * x, state.params)
+def step_on(mesh, state: TrainState, reference, base=None, lora=None):
+  """Samples, rewards and updates as `train.take_step` does: the rollout, the state after, metrics.
+
+  Args:
+    mesh: where.
+    state: the one before, donated.
+    reference: parameters of the KL term's policy.
+    base: the frozen model under adapters.
+    lora: the adapters' settings.
+  """
   rng = np.random.default_rng(0)
   mask = np.arange(6) >= rng.integers(0, 5, (8, 1))
   prompts = Prompts(
     rng.integers(0, 64, (8, 6)).astype(np.int32), mask, np.arange(8, dtype=np.int32)
   )
   prompts = jax.device_put(prompts, batch_sharding(mesh))
-  sample = sample_program(CONFIG, mesh, SAMPLING)
+  sample = sample_program(CONFIG, mesh, SAMPLING, lora)
+  update = update_program(CONFIG, mesh, TX, CFG, lora)
   score_reference = reference_program(CONFIG, mesh, CFG)
 
   def collect(state, prompts):
-    rollout = sample(state.params, None, prompts, step_key(state))
+    rollout = sample(state.params, base, prompts, step_key(state))
     tokens, kept = np.asarray(rollout.tokens), np.asarray(rollout.completion_mask)
     rewards = ((tokens % 3 == 0) & kept).sum(-1) / kept.sum(-1)
     return rollout, rewards.astype(np.float32)
@@ -66,7 +73,7 @@ def step_on(mesh):
     state,
     prompts,
     collect=collect,
-    update=update_program(CONFIG, mesh, TX, CFG),
+    update=lambda state, batch: update(state, batch, base),
     reference=lambda rollout: score_reference(reference, rollout),
     settings=CFG,
   )
@@ -83,7 +90,9 @@ def main(out: str, folder: str, *meshes: str) -> None:
   with Checkpoints(folder) as checkpoints:
     for text in meshes:
       mesh = make_mesh(text)
-      before, (rollout, state, metrics) = first_state(mesh), step_on(mesh)
+      before, state = first_state(mesh), first_state(mesh)
+      reference = jax.tree.map(lambda x: 0.9 * x, state.params)
+      rollout, state, metrics = step_on(mesh, state, reference)
       gradient = state.opt_state[0].trace
       numbers = {
         "tokens": rollout.tokens,

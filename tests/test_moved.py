@@ -51,7 +51,7 @@ def test_old_paths_work_with_a_warning_each():
     assert (
       f"DeprecationWarning <string> grpo_jax.{old} is now grpo_jax.{MOVED[old][0]}" in done.stdout
     )
-  assert "write_report is now in grpo_jax.report.page" in done.stdout
+  assert "<string> grpo_jax.report is now grpo_jax.report.page" in done.stdout
 
 
 def test_a_name_that_is_gone_points_to_the_page():

@@ -1,9 +1,6 @@
 """TRL's GRPOTrainer on the benchmark's workload: python trl_grpo.py WORK.json"""
 
-from __future__ import annotations
-
 import itertools
-import time
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -47,43 +44,22 @@ trainer = GRPOTrainer(
   # Not AutoTokenizer: it makes a Qwen2 tokenizer of the folder, which returns no ids.
   processing_class=PreTrainedTokenizerFast.from_pretrained(work["model"]),
 )
-seconds = {"sample": 0.0, "scored": 0.0}
-sampled: list[int] = []
-generate, generate_and_score = (
-  trainer._generate_single_turn,
-  trainer._generate_and_score_completions,
-)
-
-
-def timed_generate(*args, **kwargs):
-  began = time.perf_counter()
-  out = generate(*args, **kwargs)
-  seconds["sample"] += time.perf_counter() - began
-  sampled.append(sum(len(ids) for ids in out[0]))
-  return out
-
-
-def timed_generate_and_score(*args, **kwargs):
-  began = time.perf_counter()
-  out = generate_and_score(*args, **kwargs)
-  seconds["scored"] += time.perf_counter() - began
-  return out
 
 
 class TakeTurns(TrainerCallback):
   def on_step_begin(self, *args, **kwargs):
     turns.wait()
-    seconds.update(sample=0.0, scored=0.0)
-    sampled.clear()
-    self.began = time.perf_counter()
 
   def on_step_end(self, *args, **kwargs):
-    trained = time.perf_counter() - self.began - seconds["scored"]
-    turns.done(seconds["sample"], trained, sum(sampled))
+    turns.trained()
 
 
-trainer._generate_single_turn = timed_generate
-trainer._generate_and_score_completions = timed_generate_and_score
+trainer._generate_single_turn = turns.timed(
+  "sample", trainer._generate_single_turn, lambda out: sum(map(len, out[0]))
+)
+trainer._generate_and_score_completions = turns.timed(
+  "score", trainer._generate_and_score_completions
+)
 trainer.add_callback(TakeTurns())
 turns.ready()
 trainer.train()

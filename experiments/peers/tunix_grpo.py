@@ -1,9 +1,6 @@
 """Tunix's GRPOLearner on the benchmark's workload: python tunix_grpo.py WORK.json"""
 
-from __future__ import annotations
-
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -85,47 +82,25 @@ learner = GRPOLearner(
   GRPOConfig(num_generations=work["group_size"], num_iterations=1, beta=0.0, epsilon=0.2),
   reward,
 )
-seconds = {"sample": 0.0, "scored": 0.0}
-sampled: list[int] = []
-generate, score, run_step = (
-  cluster.generate,
-  learner._generate_and_compute_advantage,
-  learner._run_global_step,
-)
+score, run_step = learner._generate_and_compute_advantage, learner._run_global_step
 
 
-def timed_generate(*args, **kwargs):
-  began = time.perf_counter()
-  out = generate(*args, **kwargs)
-  seconds["sample"] += time.perf_counter() - began
-  # The stop token is cut off: it is there wherever a completion ends early.
-  sampled.append(sum(min(len(ids) + 1, length) for ids in out.tokens))
-  return out
-
-
-def timed_score(*args, **kwargs):
-  began = time.perf_counter()
-  out = jax.block_until_ready(score(*args, **kwargs))
-  seconds["scored"] += time.perf_counter() - began
-  return out
-
-
-def timed_step(*args, **kwargs):
+def step(*args, **kwargs):
   turns.wait()
-  seconds.update(sample=0.0, scored=0.0)
-  sampled.clear()
-  began = time.perf_counter()
   run_step(*args, **kwargs)
   jax.block_until_ready(jax.tree.leaves(nnx.state(cluster.actor_trainer.model)))
-  trained = time.perf_counter() - began - seconds["scored"]
-  turns.done(seconds["sample"], trained, sum(sampled))
+  turns.trained()
 
 
-cluster.generate = timed_generate
-learner._generate_and_compute_advantage = timed_score
-learner._run_global_step = timed_step
+# The stop token is cut off: it is there wherever a completion ends early.
+sampled = lambda out: sum(min(len(ids) + 1, length) for ids in out.tokens)
+cluster.generate = turns.timed("sample", cluster.generate, sampled)
+learner._generate_and_compute_advantage = turns.timed(
+  "score", lambda *args, **kwargs: jax.block_until_ready(score(*args, **kwargs))
+)
+learner._run_global_step = step
 turns.ready()
-batches = [{"prompts": np.array(step)} for step in work["steps"]]
+batches = [{"prompts": np.array(texts)} for texts in work["steps"]]
 for batch, wanted in zip(batches, work["wanted"] or [], strict=False):
   batch["wanted"] = np.array(wanted)
 learner.train(batches)

@@ -3,12 +3,12 @@
 Runs inside the peer's environment, so it needs nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 MARK = "BENCHMARK "  # before each of our lines on a standard output that others write to as well
@@ -19,10 +19,14 @@ class Turns:
 
   Attributes:
     work: what to do, from the file named on the command line.
+    seconds: of this step so far, by the name of what was `timed`.
+    tokens: sampled in this step so far.
   """
 
   def __init__(self) -> None:
     self._imported = time.perf_counter()
+    self.seconds: defaultdict[str, float] = defaultdict(float)
+    self.tokens = 0
     with open(sys.argv[1], encoding="utf-8") as file:
       self.work: dict[str, Any] = json.load(file)
 
@@ -34,7 +38,28 @@ class Turns:
     """Blocks until it is this program's turn; exits when there will be no more."""
     if not sys.stdin.readline():
       sys.exit(0)
+    self.seconds.clear()
+    self.tokens = 0
     self._began = time.perf_counter()
+
+  def timed(
+    self, name: str, call: Callable[..., Any], tokens: Callable[[Any], int] = lambda out: 0
+  ) -> Callable[..., Any]:
+    """A function that counts how long another one takes, and the tokens in what it returns."""
+
+    def timed_call(*args: Any, **kwargs: Any) -> Any:
+      began = time.perf_counter()
+      out = call(*args, **kwargs)
+      self.seconds[name] += time.perf_counter() - began
+      self.tokens += tokens(out)
+      return out
+
+    return timed_call
+
+  def trained(self) -> None:
+    """Reports a step of which `sample` and, around it, `score` were `timed`; the rest trains."""
+    update = time.perf_counter() - self._began - self.seconds["score"]
+    self.done(self.seconds["sample"], update, self.tokens)
 
   def done(self, sample: float, update: float, tokens: int) -> None:
     """Reports a step.

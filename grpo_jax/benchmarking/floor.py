@@ -1,6 +1,4 @@
-"""The floor: how long the machine needs for a step's work at the rates that it was measured at."""
-
-from __future__ import annotations
+"""The roofline of a step: its time at the FLOP/s and bandwidth measured on this machine."""
 
 import time
 from collections.abc import Callable

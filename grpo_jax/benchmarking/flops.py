@@ -8,8 +8,6 @@ their keys and values; each completion's last token; norms, biases, softmax, rot
 sampling, the rows of the embedding. So it is a lower bound, of any program.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from grpo_jax.benchmarking.shapes import Workload

@@ -1,21 +1,20 @@
 """How a step's time grows with the group, the prompt, the completion and the model."""
 
-from __future__ import annotations
-
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from matplotlib.figure import Figure
 
 from grpo_jax.benchmarking.shapes import Workload, qwen2
 from grpo_jax.benchmarking.timing import TimedStep, spread
 from grpo_jax.benchmarking.work import RandomWork
-from grpo_jax.models import DecoderConfig, init_params
-from grpo_jax.report.plots import BLUE, DPI, GREEN
+from grpo_jax.models import DecoderConfig
+from grpo_jax.models.parameters import parameter_count
+from grpo_jax.report.plots import BLUE, DPI, GREEN, style
 
 LAYOUTS = {"shared": False, "repeated": True}  # whether `TimedStep` repeats prompts
 Axes = Mapping[str, Sequence[int]]  # by the name of a `Point`'s field
@@ -44,8 +43,8 @@ class Point:
       raise ValueError("--width must be multiples of 128 and --layers at least 1")
 
   @property
-  def policy(self) -> DecoderConfig:
-    """A decoder of Qwen 2.5's proportions."""
+  def config(self) -> DecoderConfig:
+    """Of a decoder of Qwen 2.5's proportions."""
     return qwen2(
       vocab_size=4096, hidden_size=self.width, intermediate_size=4 * self.width,
       num_layers=self.layers, num_heads=self.width // 64, num_kv_heads=2,
@@ -59,8 +58,7 @@ class Point:
   @property
   def parameters(self) -> int:
     """Of the decoder."""
-    shapes = jax.eval_shape(lambda key: init_params(self.policy, key), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return parameter_count(self.config)
 
 
 def base_of(axes: Axes, prompts: int, layers: int) -> Point:
@@ -80,16 +78,11 @@ def points_along(axes: Axes, base: Point) -> dict[str, list[Point]]:
 
 def measure(point: Point, layout: str, steps: int, seed: int = 0) -> dict[str, Any]:
   """Median, least and most seconds of each phase, over so many steps after one to warm up."""
-  step = TimedStep(RandomWork(point.policy, point.load, seed), repeated=LAYOUTS[layout], seed=seed)
+  step = TimedStep(RandomWork(point.config, point.load, seed), repeated=LAYOUTS[layout], seed=seed)
   step.run()
   times = [step.run() for _ in range(steps)]
-  return {
-    **{
-      name: spread([getattr(time, name) for time in times])._asdict()
-      for name in ("sample", "update", "total")
-    },
-    "foreign_cpu_share": spread([time.foreign for time in times]).median,
-  }
+  seconds = {n: spread([getattr(one, n) for one in times]) for n in ("sample", "update", "total")}
+  return {**seconds, "foreign_cpu_share": statistics.median(one.foreign for one in times)}
 
 
 def plot_growth(points: Mapping[str, Sequence[Point]], found: Any, path: Path) -> None:
@@ -103,14 +96,13 @@ def plot_growth(points: Mapping[str, Sequence[Point]], found: Any, path: Path) -
   figure = Figure(figsize=(8.8, 6.6), layout="constrained")
   panels = figure.subplots(2, 2).flat
   for axes, (name, along) in zip(panels, points.items(), strict=True):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
+    style(axes, grid="both")
     places = [p.parameters / 1e6 if name == "width" else getattr(p, name) for p in along]
-    for layout, style in (("repeated", "--"), ("shared", "-")):
+    for layout, line in (("repeated", "--"), ("shared", "-")):
       for phase, color in (("update", GREEN), ("sample", BLUE)):
         seconds = [found[point, layout][phase]["median"] for point in along]
         axes.plot(
-          places, seconds, "o" + style, color=color, markersize=4, label=f"{phase}, {layout}"
+          places, seconds, "o" + line, color=color, markersize=4, label=f"{phase}, {layout}"
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{place:.3g}" if name == "width" else str(place) for place in places])

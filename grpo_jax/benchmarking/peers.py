@@ -10,11 +10,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from grpo_jax.benchmarking.timing import LEARNING_RATE
-from grpo_jax.benchmarking.work import RandomWork, ToolWork
+from grpo_jax.benchmarking.work import ToolWork, Work
 from grpo_jax.models import save_pretrained
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def prepare_environment(peer: str, requirements: Path, folder: Path) -> Path:
   return python
 
 
-def write_work(work: RandomWork | ToolWork, steps: int, folder: Path) -> Path:
+def write_work(work: Work, steps: int, folder: Path) -> Path:
   """Writes what a peer works on: a model in the Hugging Face layout and the prompts of each step.
 
   Args:
@@ -68,15 +67,15 @@ def write_work(work: RandomWork | ToolWork, steps: int, folder: Path) -> Path:
   Raises:
     ValueError: a decoder that the peers' runners do not build.
   """
-  policy, load = work.policy, work.load
-  if policy.model_type != "qwen2" or not policy.tie_embeddings:
+  config, load = work.config, work.load
+  if config.model_type != "qwen2" or not config.tie_embeddings:
     raise ValueError("--compare needs a Qwen 2 shape with tied embeddings")
   if isinstance(work, ToolWork):
     model, wanted = work.model, [[task.answer for task in step] for step in work.tasks[:steps]]
     texts = [work.texts(step) for step in range(steps)]
   else:
     model, wanted = folder / "model", None
-    save_pretrained(policy, work.params(), model, tokenizer=_words(policy.vocab_size))
+    save_pretrained(config, work.params(), model, tokenizer=_words(config.vocab_size))
     texts = [
       [" ".join(f"t{token}" for token in prompt) for prompt in work.prompts(step)]
       for step in range(steps)
@@ -84,7 +83,7 @@ def write_work(work: RandomWork | ToolWork, steps: int, folder: Path) -> Path:
   content = {
     "model": str(model.absolute()),
     "out": str((folder / "out").absolute()),
-    "dtype": policy.dtype,
+    "dtype": config.dtype,
     "prompts": load.prompts,
     "prompt_tokens": load.prompt_tokens,
     "group_size": load.group_size,
@@ -182,10 +181,5 @@ class PeerProcess:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     self.close()

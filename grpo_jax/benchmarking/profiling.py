@@ -1,7 +1,6 @@
 """Where a step's time goes: a trace of JAX's profiler, and a table of seconds by phase."""
 
-from __future__ import annotations
-
+import itertools
 import logging
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,10 +40,10 @@ def profiled_steps(steps: Iterable[int], run_dir: Path, count: int) -> Iterator[
   if not count:
     yield from steps
     return
-  yield from _take(steps, 1)
+  yield from itertools.islice(steps, 1)
   traced = []
   with trace(folder):
-    for step in _take(steps, count):
+    for step in itertools.islice(steps, count):
       traced.append(step)
       yield step
   if traced and hosts.is_first():  # which is the one that writes the metrics
@@ -78,8 +77,3 @@ def phase_table(records: Sequence[Mapping[str, float]]) -> str:
     for name, seconds in longest_first
   ]
   return as_text(header, rows, grouped=False)
-
-
-def _take(steps: Iterator[int], count: int) -> Iterator[int]:
-  for _, step in zip(range(count), steps, strict=False):
-    yield step

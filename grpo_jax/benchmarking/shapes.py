@@ -1,7 +1,5 @@
 """What is timed: the shape of a model and the size of a step's batch."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

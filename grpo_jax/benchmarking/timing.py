@@ -1,7 +1,5 @@
 """Times our step: the functions that training compiles."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import resource
@@ -27,14 +25,6 @@ from grpo_jax.types import Prompts, TrainState
 LEARNING_RATE = 1e-6
 
 
-class Spread(NamedTuple):
-  """Median and extremes of a figure over steps."""
-
-  median: float
-  min: float
-  max: float
-
-
 class Timed(NamedTuple):
   """One step.
 
@@ -43,8 +33,7 @@ class Timed(NamedTuple):
     update: seconds from their rewards to the new parameters.
     total: seconds of the whole step, rewards included.
     cpu: CPU seconds of this process, all threads; what to compare on a machine that is not quiet.
-    foreign: share of the machine's CPU time that other processes took meanwhile; NaN where the
-      system does not say.
+    foreign: share of the machine's CPU time that other processes took meanwhile.
     tokens: sampled tokens, up to and with each candidate's stop token.
     equal_groups: share of the groups whose rewards are all equal.
   """
@@ -80,24 +69,22 @@ class TimedStep:
   ) -> None:
     self.work, self.repeated, self.step, self.compile_seconds = work, repeated, 0, 0.0
     mesh, load = make_mesh("data:1,fsdp:1,tensor:1"), work.load
-    cfg = GRPOConfig(
-      SamplingConfig(load.group_size, load.completion_tokens, work.temperature),
-      micro_batch_prompts=micro_batch_prompts,
-    )
-    cfg = resolve(cfg, work.policy, mesh, work.stop_ids)
-    sampling, self._pad_id = cfg.sampling, cfg.sampling.pad_id
+    sampling = SamplingConfig(load.group_size, load.completion_tokens, work.temperature)
+    settings = GRPOConfig(sampling, micro_batch_prompts=micro_batch_prompts)
+    settings = resolve(settings, work.config, mesh, work.stop_ids)
+    sampling = settings.sampling
     if repeated:
       sampling = dataclasses.replace(sampling, group_size=1)
       rows = micro_batch_prompts * load.group_size
-      cfg = dataclasses.replace(cfg, micro_batch_prompts=rows, skip_idle=False)
+      settings = dataclasses.replace(settings, micro_batch_prompts=rows, skip_idle=False)
     tx = make_optimizer(OptimizerConfig(), make_schedule(LEARNING_RATE, 0))
     start = jax.jit(
       lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key), donate_argnums=0
     )
     self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
-    self._sample = sample_program(work.policy, mesh, sampling)
-    self._settings = cfg
-    self._update = update_program(work.policy, mesh, tx, cfg)
+    self._settings = settings
+    self._sample = sample_program(work.config, mesh, sampling)
+    self._update = update_program(work.config, mesh, tx, settings)
     self._compiled: dict[tuple[int, ...], Any] = {}
 
   def prompts(self) -> Prompts:
@@ -105,7 +92,7 @@ class TimedStep:
     rows = self.work.prompts(self.step)
     if self.repeated:
       rows = [row for row in rows for _ in range(self.work.load.group_size)]
-    return pad_to_bucket(rows, self._pad_id, self.work.buckets)
+    return pad_to_bucket(rows, self._settings.sampling.pad_id, self.work.buckets)
 
   def run(self) -> Timed:
     """Takes one step and times it."""
@@ -154,37 +141,25 @@ class TimedStep:
     return self._compiled[shape]
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> dict[str, float]:
   """Median, least and largest of some values."""
-  return Spread(statistics.median(values), min(values), max(values))
+  return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _clocks() -> np.ndarray:
-  """Seconds [3]: the time, and CPU time that all processes (NaN off Linux) and this one used."""
-  return np.array([time.perf_counter(), *_cpu_seconds()])
-
-
-def _cpu_seconds() -> tuple[float, float]:
-  """CPU seconds that all processes (NaN off Linux) and this one have used."""
-  stat = Path("/proc/stat")
-  if not stat.exists():
-    return float("nan"), time.process_time()
-  ticks = [int(x) for x in stat.read_text(encoding="ascii").split("\n")[0].split()[1:9]]
+  """Seconds [3]: the time, and CPU time that all processes and this one have used."""
+  stat = Path("/proc/stat").read_text(encoding="ascii")
+  ticks = [int(x) for x in stat.split("\n")[0].split()[1:9]]
   busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and iowait
-  return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+  return np.array([time.perf_counter(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()])
 
 
 def process_age() -> float:
-  """Seconds since this process was started (of the import of this module, off Linux)."""
-  stat = Path("/proc/self/stat")
-  if not stat.exists():
-    return time.perf_counter() - _IMPORTED
-  started = int(stat.read_text(encoding="ascii").rpartition(")")[2].split()[19])
+  """Seconds since this process was started."""
+  stat = Path("/proc/self/stat").read_text(encoding="ascii")
+  started = int(stat.rpartition(")")[2].split()[19])
   uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
   return uptime - started / os.sysconf("SC_CLK_TCK")
-
-
-_IMPORTED = time.perf_counter()
 
 
 def peak_memory_gib() -> float:

@@ -1,11 +1,9 @@
-"""What the steps that are timed work on: random tokens of fixed lengths, or real tool-calling."""
-
-from __future__ import annotations
+"""Workloads of the benchmark: random tokens of fixed lengths, or real tool-calling tasks."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -24,56 +22,37 @@ from grpo_jax.types import Rollout
 FIRST_TOKEN = 3  # those below are special in the shapes' vocabularies
 
 
-class Work(Protocol):
-  """What a `TimedStep` and the peers' runners need to know.
+class RandomWork:
+  """Random weights and prompts; every completion runs to its full length: the work is fixed.
 
   Attributes:
-    policy: the decoder.
+    config: of the decoder.
     load: the batch; where lengths vary, the most tokens.
     stop_ids: tokens that end a completion; none makes every completion run to its full length.
     temperature: of sampling, and of the loss.
     buckets: lengths that prompts are padded to.
   """
 
-  policy: DecoderConfig
-  load: Workload
-  stop_ids: Sequence[int]
-  temperature: float
-  buckets: Sequence[int]
-
-  def params(self) -> Params:
-    """The weights to begin with, float32."""
-    ...
-
-  def prompts(self, step: int) -> Sequence[Sequence[int]]:
-    """P prompts as token ids; other ones at each step."""
-    ...
-
-  def rewards(self, step: int, drawn: Rollout) -> np.ndarray:
-    """Rewards [P, G] float32 of completions on the host."""
-    ...
-
-
-class RandomWork:
-  """Random weights and prompts; every completion runs to its full length: the work is fixed."""
-
   stop_ids: Sequence[int] = ()
   temperature = 1.0
 
-  def __init__(self, policy: DecoderConfig, load: Workload, seed: int = 0) -> None:
-    self.policy, self.load, self.seed = policy, load, seed
+  def __init__(self, config: DecoderConfig, load: Workload, seed: int = 0) -> None:
+    self.config, self.load, self.seed = config, load, seed
     self.buckets: Sequence[int] = (load.prompt_tokens,)
 
   def params(self) -> Params:
-    return jax.jit(functools.partial(init_params, self.policy))(jax.random.key(self.seed))
+    """The weights to begin with, float32."""
+    return jax.jit(functools.partial(init_params, self.config))(jax.random.key(self.seed))
 
   def prompts(self, step: int) -> Sequence[Sequence[int]]:
+    """P prompts as token ids; other ones at each step."""
     rng = np.random.default_rng((self.seed, step))
     shape = (self.load.prompts, self.load.prompt_tokens)
-    vocab = self.policy.vocab_size
+    vocab = self.config.vocab_size
     return rng.integers(min(FIRST_TOKEN, vocab - 1), vocab, shape).tolist()
 
   def rewards(self, step: int, drawn: Rollout) -> np.ndarray:
+    """Rewards [P, G] float32 of completions on the host."""
     # Any function of the tokens that differs within a group: no group is left out of the update.
     tokens = np.asarray(drawn.tokens)
     return ((tokens % 7 == 0).mean(-1) + 1e-6 * tokens[..., 0]).astype(np.float32)
@@ -89,6 +68,8 @@ class ToolWork:
     steps: how many steps' prompts will be asked for.
     dtype: compute dtype.
     seed: of the data's order.
+
+  Attributes: see `RandomWork`.
   """
 
   temperature = 0.5  # the preset's
@@ -96,8 +77,8 @@ class ToolWork:
   model = TINY_MODEL
 
   def __init__(self, load: Workload, steps: int, dtype: Dtype = "float32", seed: int = 0) -> None:
-    policy, self._params = load_pretrained(self.model)
-    self.policy = dataclasses.replace(policy, dtype=dtype)
+    config, self._params = load_pretrained(self.model)
+    self.config = dataclasses.replace(config, dtype=dtype)
     self._tokenizer = load_tokenizer(self.model)
     self.stop_ids: Sequence[int] = stop_token_ids(self._tokenizer, self.model)
     tasks = [ToolTask.from_row(row) for row in generate(0, "train")]
@@ -129,6 +110,9 @@ class ToolWork:
       ],
       np.float32,
     )
+
+
+Work = RandomWork | ToolWork
 
 
 def text_reward(text: str, wanted: str) -> float:

@@ -45,9 +45,10 @@ def write_text(path: Path, text: str) -> None:
     file.write(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes a value as indented JSON, see `write_text`."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any) -> None:
+  """Writes indented JSON as `write_text` writes text, and makes the folder that it goes into."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def disk_is_full(error: BaseException | None) -> bool:

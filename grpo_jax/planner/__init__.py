@@ -1,4 +1,4 @@
-"""Planning a step for a machine that is not there: memory, work, messages, time."""
+"""Plans a GRPO step for hardware that is not at hand: memory, FLOPs, communication, time."""
 
 from grpo_jax.planner.job import Job
 from grpo_jax.planner.plan import Plan, gpu_share, make_plan

@@ -1,4 +1,4 @@
-"""What a step must hold, move and compute on one device, worked out by hand from its shapes.
+"""Analytic memory, FLOPs and communication of a step on one device, from its shapes.
 
 For GPUs this is all there is; for TPUs it stands beside what the compiler says, so that each checks
 the other. Memory traffic counts weights, caches, optimizer, logits and attention scores, once for
@@ -7,8 +7,6 @@ each time they must be read or written; other activations are left out, so it is
 Shape legend: P prompts, G group, S prompt tokens, T completion tokens, V vocabulary, D width, F mlp
 width, N layers, Q query heads, K key/value heads, H head width.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -25,7 +23,7 @@ from grpo_jax.planner.job import (
 
 
 class Resident(NamedTuple):
-  """What a device holds through the whole run, in bytes; exact, from shapes and places.
+  """Bytes that stay on a device through the whole run; exact, from shapes and shardings.
 
   Attributes:
     parameters: what is trained, in float32.
@@ -52,7 +50,7 @@ class Caches(NamedTuple):
 
 
 class Phase(NamedTuple):
-  """What one phase makes a device do.
+  """FLOPs, memory traffic and communication of one phase on one device.
 
   Attributes:
     flops: operations of matrix products.
@@ -78,8 +76,10 @@ def resident(job: Job) -> Resident:
 
 def caches(job: Job) -> Caches:
   """Bytes of the sampler's two caches on one device."""
-  c = job.policy
-  token = 2 * c.num_layers * _local_kv_heads(job) * c.head_dim * _width(job)
+  c = job.config
+  tensor = job.mesh.shape["tensor"]  # heads that it does not divide are whole on every device
+  heads = c.num_kv_heads if c.num_kv_heads % tensor else c.num_kv_heads // tensor
+  token = 2 * c.num_layers * heads * c.head_dim * _width(job)
   prompts = job.prompts_per_step // job.parts
   own = max(job.completion_tokens - 1, 1)
   return Caches(prompts * job.prompt_tokens * token, prompts * job.group * own * token)
@@ -87,7 +87,7 @@ def caches(job: Job) -> Caches:
 
 def temporaries(job: Job) -> tuple[float, float]:
   """Estimates the peak of temporaries of the sampling and the update program, caches included."""
-  c, b, tensor = job.policy, _width(job), job.mesh.shape["tensor"]
+  c, b, tensor = job.config, _width(job), job.mesh.shape["tensor"]
   local = job.prompts_per_step // job.parts
   # Weights in the compute dtype, two layers of them gathered at a time, and the gathered head.
   copies = resident(job).parameters * b / 4 if b < 4 else 0  # a frozen base has it already
@@ -114,7 +114,7 @@ def temporaries(job: Job) -> tuple[float, float]:
 def prefill_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   """Encoding the prompts: reads every weight once and writes the prompts' cache."""
   local = job.prompts_per_step // job.parts
-  scores = 2 * 4 * local * _scores(job)[0] * job.policy.num_layers
+  scores = 2 * 4 * local * _scores(job)[0] * job.config.num_layers
   moved = _read_once(job) + caches(job).prompts + scores / job.mesh.shape["tensor"]
   return Phase(flops, moved, sent_bytes)
 
@@ -123,7 +123,7 @@ def decode_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   """T - 1 steps, each of which reads all weights, the prompts' cache and the completions' own."""
   steps = job.completion_tokens - 1
   held = caches(job)
-  logits = 4 * job.prompts_per_step / job.parts * job.group * job.policy.vocab_size
+  logits = 4 * job.prompts_per_step / job.parts * job.group * job.config.vocab_size
   logits /= job.mesh.shape["tensor"]
   # The whole of a completion's cache is read at every step: its slots are masked, not skipped.
   each = _read_once(job) + held.prompts + held.completions + 2 * logits
@@ -136,8 +136,8 @@ def update_phase(job: Job, flops: float, sent_bytes: float) -> Phase:
   sweeps = _sweeps(job)
   rows = -(-job.micro_batch // job.parts)
   gradients = 3 * resident(job).parameters  # written, then read and written into the sum
-  scores = rows * 4 * (2 * sweeps) * sum(_scores(job)) * job.policy.num_layers
-  logits = 4 * rows * job.group * job.completion_tokens * job.policy.vocab_size * 2 * 3
+  scores = rows * 4 * (2 * sweeps) * sum(_scores(job)) * job.config.num_layers
+  logits = 4 * rows * job.group * job.completion_tokens * job.config.vocab_size * 2 * 3
   tensor = job.mesh.shape["tensor"]
   each = sweeps * _read_once(job) + gradients + (scores + logits) / tensor
   # The optimizer reads gradient, weight and state, writes the last two; the norm reads once more.
@@ -153,7 +153,7 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
   With `gather_weights`, layers are gathered once more for decoding, before its first step. The
   tensor axis adds two all-reduces of [P, L, D] a layer and pass.
   """
-  c, b = job.policy, _width(job)
+  c, b = job.config, _width(job)
   fsdp, tensor, data = (job.mesh.shape[axis] for axis in ("fsdp", "tensor", "data"))
   gather = parameter_count(c) * b / tensor * (fsdp - 1) / fsdp
   reduce = 2 * (tensor - 1) / tensor * 2 * c.num_layers * c.hidden_size * b
@@ -172,7 +172,7 @@ def sent_by_fsdp(job: Job) -> tuple[float, float, float]:
 
 
 def _read_once(job: Job) -> float:
-  return parameter_count(job.policy) * _width(job) / job.mesh.shape["tensor"]
+  return parameter_count(job.config) * _width(job) / job.mesh.shape["tensor"]
 
 
 def _scores(job: Job) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def _scores(job: Job) -> tuple[int, int]:
 
   Where they come in blocks, 0: a block is small, and need not leave the chip.
   """
-  heads, own, s = job.policy.num_heads, job.completion_tokens - 1, job.prompt_tokens
+  heads, own, s = job.config.num_heads, job.completion_tokens - 1, job.prompt_tokens
   held = lambda scores: scores if scores <= DENSE_SCORES else 0
   return held(heads * s * s), held(heads * job.group * own * (s + own))
 
@@ -195,11 +195,6 @@ def _gathers(job: Job) -> bool:
   return job.grpo.gather_weights and job.mesh.shape["fsdp"] > 1
 
 
-def _local_kv_heads(job: Job) -> int:
-  heads, tensor = job.policy.num_kv_heads, job.mesh.shape["tensor"]
-  return heads // tensor if heads % tensor == 0 else heads
-
-
 def _width(job: Job) -> int:
   """Bytes of a number in the compute dtype."""
-  return 4 if job.policy.dtype == "float32" else 2
+  return 4 if job.config.dtype == "float32" else 2

@@ -1,9 +1,7 @@
-"""What accelerators have: memory, arithmetic, and how fast they talk; one table with its sources.
+"""Memory, FLOP/s and bandwidths of accelerators: one table, with sources.
 
 Numbers are the vendors' peaks, so that times computed from them are bounds, not forecasts.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -43,15 +41,9 @@ class Chip:
     return quantity / self.devices
 
 
-def _tpu(name, gib, tflops, hbm_gb, ici_gb, page="", **more) -> Chip:
-  return Chip(name, "tpu", gib << 30, tflops * 1e12, hbm_gb * 1e9, ici_gb * 1e9 / 2,
-              TPU + (page or name), **more)  # fmt: skip
-
-
-def _gpu(name, gb, tflops, hbm_gb, link_gb, page) -> Chip:
-  return Chip(
-    name, "gpu", int(gb * 1e9), tflops * 1e12, hbm_gb * 1e9, link_gb * 1e9 / 2, NVIDIA + page
-  )
+def _chip(name, platform, memory, tflops, hbm_gb, link_gb, source, **more) -> Chip:
+  size = memory * (1 << 30 if platform == "tpu" else 10**9)
+  return Chip(name, platform, size, tflops * 1e12, hbm_gb * 1e9, link_gb * 1e9 / 2, source, **more)
 
 
 # HBM (GiB for TPUs, decimal GB for GPUs), dense bf16 TFLOP/s, HBM GB/s, interconnect GB/s of a chip
@@ -59,17 +51,17 @@ def _gpu(name, gb, tflops, hbm_gb, link_gb, page) -> Chip:
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
-    _tpu("v4", 32, 275, 1228, 300, variant="megacore"),
-    _tpu("v5e", 16, 197, 819, 400),
-    _tpu("v5p", 95, 459, 2765, 1200),
-    _tpu("v6e", 32, 918, 1638, 800),
-    _tpu("tpu7x", 192, 2307, 7380, 1200, devices=2),
-    _gpu("a100-40g", 40, 312, 1555, 600, "a100/"),
-    _gpu("a100-80g", 80, 312, 2039, 600, "a100/"),
-    _gpu("l4", 24, 121, 300, 64, "l4/"),
-    _gpu("h100", 80, 989, 3350, 900, "h100/"),
-    _gpu("h200", 141, 989, 4800, 900, "h200/"),
-    _gpu("b200", 180, 2250, 7700, 1800, "dgx-b200/"),
+    _chip("v4", "tpu", 32, 275, 1228, 300, TPU + "v4", variant="megacore"),
+    _chip("v5e", "tpu", 16, 197, 819, 400, TPU + "v5e"),
+    _chip("v5p", "tpu", 95, 459, 2765, 1200, TPU + "v5p"),
+    _chip("v6e", "tpu", 32, 918, 1638, 800, TPU + "v6e"),
+    _chip("tpu7x", "tpu", 192, 2307, 7380, 1200, TPU + "tpu7x", devices=2),
+    _chip("a100-40g", "gpu", 40, 312, 1555, 600, NVIDIA + "a100/"),
+    _chip("a100-80g", "gpu", 80, 312, 2039, 600, NVIDIA + "a100/"),
+    _chip("l4", "gpu", 24, 121, 300, 64, NVIDIA + "l4/"),
+    _chip("h100", "gpu", 80, 989, 3350, 900, NVIDIA + "h100/"),
+    _chip("h200", "gpu", 141, 989, 4800, 900, NVIDIA + "h200/"),
+    _chip("b200", "gpu", 180, 2250, 7700, 1800, NVIDIA + "dgx-b200/"),
   )
 }
 

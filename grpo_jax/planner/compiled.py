@@ -1,8 +1,5 @@
-"""Compiles a step's programs for devices that need not exist, and reads what the compiler knows."""
+"""Ahead-of-time compilation of a step's programs, and what the compiler reports of them."""
 
-from __future__ import annotations
-
-import dataclasses
 import functools
 import re
 import time
@@ -35,7 +32,7 @@ class Program:
     xla_bytes: memory traffic by the same analysis.
     sent: executions and sent bytes of each kind of collective.
     sent_before: bytes sent outside loops of unknown length (by the sampler: before decoding).
-    instructions: every collective; empty where programs were extrapolated.
+    instructions: every collective.
     refused: the compiler's sentence when the program does not fit the device; sizes are then those
       that it gives, all under `temporary`.
   """
@@ -66,7 +63,7 @@ class Program:
 
   @property
   def repeated_work(self) -> float:
-    """How many times its even share of the products a device computes; 1 is right."""
+    """FLOPs of a device over its even share; above 1, devices repeat each other's work."""
     return self.xla_flops / self.once_flops if self.once_flops else 0.0
 
 
@@ -112,32 +109,6 @@ def _compiled(name: str, traced: Any, job: Job, unknown_trips: int) -> Program:
     sent=by_kind(instructions),
     sent_before=sum(one.sent_bytes for one in found(0)),
     instructions=tuple(instructions),
-  )
-
-
-def extrapolate(small: Program, large: Program, depths: tuple[int, int], layers: int) -> Program:
-  """What a program of `layers` equal layers needs, on the line through two shallower ones.
-
-  Layers are alike, so each adds the same arguments, work and messages. Its temporaries add up
-  likewise as long as the peak lies at the same place in the program; `seconds` is what was spent.
-  """
-  step = (layers - depths[0]) / (depths[1] - depths[0])
-  line = lambda a, b: a + (b - a) * step
-  kinds = small.sent.keys() | large.sent.keys()
-  between = lambda name: line(getattr(small, name), getattr(large, name))
-  nothing = (0, 0.0)
-  sent = {}
-  for kind in sorted(kinds):
-    few, many = small.sent.get(kind, nothing), large.sent.get(kind, nothing)
-    sent[kind] = (round(line(few[0], many[0])), line(few[1], many[1]))
-  return dataclasses.replace(
-    large,
-    seconds=small.seconds + large.seconds,
-    **{name: round(between(name)) for name in ("arguments", "outputs", "temporary", "code")},
-    **{name: between(name) for name in ("xla_flops", "once_flops", "xla_bytes", "sent_before")},
-    sent=sent,
-    instructions=(),
-    refused=small.refused or large.refused,
   )
 
 

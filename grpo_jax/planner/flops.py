@@ -1,12 +1,10 @@
-"""Counts the floating-point operations of a traced program, its loops multiplied out.
+"""FLOPs of a traced program's matrix products, with loops multiplied out.
 
 XLA's cost analysis counts a loop's body once. A jaxpr has the trip count of every scan, and the
-backward pass and what rematerialisation repeats stand in it too, so counting there is exact for
+backward pass and what rematerialization repeats stand in it too, so counting there is exact for
 the products, which are all that matters: 2 M N K for each. What no result needs (the gradient of a
 frozen kernel, say) is left out, as XLA leaves it out.
 """
-
-from __future__ import annotations
 
 import math
 from typing import Any
@@ -35,30 +33,21 @@ def _count(jaxpr: Any, while_trips: int, scan_trips: int | None) -> float:
   for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
-      total += _product_flops(eqn)
-      continue
+      (contracted, _), _ = params["dimension_numbers"]
+      depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+      total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
     inner = [
       _count(sub, while_trips, scan_trips) for value in params.values() for sub in _jaxprs(value)
     ]
+    times = 1
     if name == "scan":
-      total += sum(inner) * (params["length"] if scan_trips is None else scan_trips)
+      times = params["length"] if scan_trips is None else scan_trips
     elif name == "shard_map":  # inside stands one device's share
-      shares = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-      total += sum(inner) * shares
+      times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     elif name == "while":
-      total += sum(inner) * while_trips
-    elif name == "cond":
-      total += max(inner, default=0.0)
-    else:
-      total += sum(inner)
+      times = while_trips
+    total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
   return total
-
-
-def _product_flops(eqn: Any) -> float:
-  (contracted, _), _ = eqn.params["dimension_numbers"]
-  left = eqn.invars[0].aval.shape
-  depth = math.prod(left[axis] for axis in contracted)
-  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
 
 
 def _jaxprs(value: Any) -> list[Any]:

@@ -1,11 +1,9 @@
-"""Reads a compiled program's text: which collectives it runs, how often, and how many bytes.
+"""Parses compiled HLO text for collectives: kind, executions and bytes sent.
 
 A loop's body stands in the text once, so what is inside is multiplied by the loop's trip count,
 which XLA for CPU writes beside the loop; otherwise it follows from the loop's condition (`i < 10`)
 and from what the body adds to i, which is taken to start at zero.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -168,24 +166,19 @@ def _collective(line: str, match: re.Match[str], devices: int, scatters: bool) -
   if started and kind in ("all-gather", "collective-permute"):
     # Of (operands, results, ..) only the results count; a permutation adds two small counters.
     sizes = sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
-  size = float(sum(sizes))
   share = (group - 1) / group
+  sent = {
+    "all-gather": share,
+    "all-to-all": share,
+    "all-reduce": 2 * share,
+    "reduce-scatter": group - 1,
+    "collective-permute": 1,
+  }[kind]
   if kind == "all-reduce" and scatters:
-    kind, sent = "reduce-scatter", size * share
-  else:
-    sent = (
-      size
-      * {
-        "all-gather": share,
-        "all-to-all": share,
-        "all-reduce": 2 * share,
-        "reduce-scatter": group - 1,
-        "collective-permute": 1,
-      }[kind]
-    )
+    kind, sent = "reduce-scatter", share
   where = re.search(r'op_name="([^"]*)"', line)
   shape = re.sub(r"\{[^}]*\}", "", result)
-  return Collective(kind, 1, sent, shape, group, where[1] if where else "")
+  return Collective(kind, 1, float(sum(sizes)) * sent, shape, group, where[1] if where else "")
 
 
 def _group_size(line: str, devices: int) -> int:

@@ -1,10 +1,9 @@
-"""What is planned: a step's two programs and their arguments, as shapes and places, no weights."""
-
-from __future__ import annotations
+"""The step to plan: its programs, and their arguments as `ShapeDtypeStruct`s with shardings."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ class Job:
   """One GRPO step of one model on one mesh.
 
   Attributes:
-    policy: the decoder, its compute dtype included.
+    config: of the decoder, its compute dtype included.
     mesh: of real, described or no devices (`AbstractMesh`).
     grpo: the algorithm's settings; G, T and the micro-batch among them.
     prompts_per_step: P.
@@ -33,7 +32,7 @@ class Job:
     optimizer: which, and its numbers.
   """
 
-  policy: DecoderConfig
+  config: DecoderConfig
   mesh: Mesh | AbstractMesh
   grpo: GRPOConfig
   prompts_per_step: int
@@ -79,27 +78,27 @@ class Job:
     """G."""
     return self.grpo.sampling.group_size
 
-  def with_layers(self, layers: int) -> Job:
+  def with_layers(self, layers: int) -> Self:
     """The same step of a decoder of that many layers."""
-    windows = self.policy.windows[:layers]
-    policy = dataclasses.replace(self.policy, num_layers=layers, windows=windows)
-    return dataclasses.replace(self, policy=policy)
+    windows = self.config.windows[:layers]
+    config = dataclasses.replace(self.config, num_layers=layers, windows=windows)
+    return dataclasses.replace(self, config=config)
 
-  def with_prompts(self, prompts: int) -> Job:
+  def with_prompts(self, prompts: int) -> Self:
     """The same step with that many prompts, all of them in one backward pass."""
     grpo = dataclasses.replace(self.grpo, micro_batch_prompts=0, minibatches=1)
     return dataclasses.replace(self, grpo=grpo, prompts_per_step=prompts)
 
 
 def abstract_state(job: Job) -> TrainState:
-  """The `TrainState` of shapes, each with its place on the mesh.
+  """The `TrainState` as shapes with shardings.
 
   Raises:
     ValueError: the mesh does not divide the model.
   """
 
   def trained(key: jax.Array) -> Any:
-    return init_adapters(job.policy, job.lora, key) if job.lora else init_params(job.policy, key)
+    return init_adapters(job.config, job.lora, key) if job.lora else init_params(job.config, key)
 
   params = jax.eval_shape(trained, _abstract_key())
   opt_state = jax.eval_shape(_optimizer(job).init, params)
@@ -111,8 +110,8 @@ def abstract_base(job: Job) -> Any:
   """The frozen base under adapters, in the compute dtype, as shapes; None without adapters."""
   if job.lora is None:
     return None
-  whole = jax.eval_shape(lambda key: init_params(job.policy, key), _abstract_key())
-  dtype = jnp.dtype(job.policy.dtype)
+  whole = jax.eval_shape(lambda key: init_params(job.config, key), _abstract_key())
+  dtype = jnp.dtype(job.config.dtype)
   return _on_mesh(job, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), whole))
 
 
@@ -150,7 +149,7 @@ def trace_sample(job: Job) -> Any:
   """The sampling program, traced: `.jaxpr`, `.lower()`."""
   grpo = _resolved(job)
   program = sample_program(
-    job.policy, job.mesh, grpo.sampling, job.lora, gather_weights=grpo.gather_weights
+    job.config, job.mesh, grpo.sampling, job.lora, gather_weights=grpo.gather_weights
   )
   trained, prompts = abstract_state(job).params, abstract_rollout(job).prompts
   return program.trace(*_traceable(job, (trained, abstract_base(job), prompts)), _abstract_key())
@@ -158,32 +157,26 @@ def trace_sample(job: Job) -> Any:
 
 def trace_update(job: Job) -> Any:
   """The update program, traced: `.jaxpr`, `.lower()`."""
-  program = update_program(job.policy, job.mesh, _optimizer(job), _resolved(job), job.lora)
+  program = update_program(job.config, job.mesh, _optimizer(job), _resolved(job), job.lora)
   arguments = (abstract_state(job), abstract_batch(job), abstract_base(job))
   return program.trace(*_traceable(job, arguments))
 
 
 def trace_reference(job: Job) -> Any:
   """The program that scores a rollout under the reference, traced; needs a KL term."""
-  program = reference_program(job.policy, job.mesh, _resolved(job))
+  program = reference_program(job.config, job.mesh, _resolved(job))
   return program.trace(*_traceable(job, (abstract_reference(job), abstract_rollout(job))))
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that one device holds of a tree of placed shapes."""
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-    size = 1
-    for side in shape:
-      size *= side
-    total += size * leaf.dtype.itemsize
-  return total
+  """Bytes that one device holds of a tree of shapes with shardings."""
+  shape = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+  return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _resolved(job: Job) -> GRPOConfig:
   # A stop token there must be: without one, decoding is a loop of known length, a different one.
-  return resolve(job.grpo, job.policy, job.mesh, job.policy.eos_token_ids or (0,))
+  return resolve(job.grpo, job.config, job.mesh, job.config.eos_token_ids or (0,))
 
 
 def _optimizer(job: Job) -> Any:
@@ -196,12 +189,12 @@ def _abstract_key() -> Any:
 
 
 def _on_mesh(job: Job, tree: Any) -> Any:
-  placed = state_shardings(job.policy, job.mesh, tree)
+  placed = state_shardings(job.config, job.mesh, tree)
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
 
 
 def _traceable(job: Job, tree: Any) -> Any:
-  """Without devices, programs are traced with shapes alone."""
+  """Drops the shardings on an `AbstractMesh`: without devices, shapes alone are traced."""
   if isinstance(job.mesh, Mesh):
     return tree
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

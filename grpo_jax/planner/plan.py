@@ -1,7 +1,7 @@
-"""Puts a plan together: what a step holds, computes, moves and sends, and what still fits."""
+"""Assembles a plan: memory, FLOPs and communication of a step, and the largest batch that fits."""
 
-from __future__ import annotations
-
+import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -9,19 +9,9 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from grpo_jax.planner.arithmetic import (
-  Caches,
-  Phase,
-  Resident,
-  caches,
-  decode_phase,
-  prefill_phase,
-  resident,
-  sent_by_fsdp,
-  temporaries,
-  update_phase,
-)
-from grpo_jax.planner.compiled import Program, compile_sample, compile_update, extrapolate
+from grpo_jax.planner import arithmetic
+from grpo_jax.planner.arithmetic import Caches, Phase, Resident
+from grpo_jax.planner.compiled import Program, compile_sample, compile_update
 from grpo_jax.planner.flops import count_flops
 from grpo_jax.planner.job import Job, trace_reference, trace_sample, trace_update
 from grpo_jax.planner.topology import Topology
@@ -45,8 +35,7 @@ class Plan:
     caches: bytes of the sampler's keys and values.
     estimated: the peaks of temporaries of sampling and update, by arithmetic, caches included.
     limit: bytes that programs can have.
-    sample: what the compiler says, or None without a compiler.
-    update: as `sample`.
+    programs: what the compiler says of sampling and update; empty without a compiler.
     phases: prefill, decode and update.
     largest: most prompts in sampling and most in one backward pass; 0 when not even one fits a
       device; None when it was not asked for.
@@ -58,24 +47,23 @@ class Plan:
   caches: Caches
   estimated: tuple[float, float]
   limit: float
-  sample: Program | None
-  update: Program | None
+  programs: tuple[Program, ...]
   phases: dict[str, Phase]
   largest: tuple[int, int] | None
 
   @property
   def sampling_bytes(self) -> float:
     """A device's memory while it samples; the optimizer waits beside the program."""
-    if self.sample is None:
+    if not self.programs:
       return self.resident.total + self.estimated[0]
-    return self.resident.optimizer + self.resident.reference + self.sample.total
+    return self.resident.optimizer + self.resident.reference + self.programs[0].total
 
   @property
   def update_bytes(self) -> float:
     """A device's memory while it updates."""
-    if self.update is None:
+    if not self.programs:
       return self.resident.total + self.estimated[1]
-    return self.resident.reference + self.update.total
+    return self.resident.reference + self.programs[1].total
 
   @property
   def fits(self) -> bool:
@@ -86,7 +74,7 @@ class Plan:
     """The least time of a phase by each limit: arithmetic, memory, links."""
     chip, phase = self.topology.chip, self.phases[name]
     # Float32 products run as several bfloat16 ones, at best half as fast.
-    peak = chip.per_device(chip.flops) * (1 if self.job.policy.dtype != "float32" else 0.5)
+    peak = chip.per_device(chip.flops) * (1 if self.job.config.dtype != "float32" else 0.5)
     return {
       "compute": phase.flops / peak,
       "memory": phase.hbm_bytes / chip.per_device(chip.hbm_bandwidth),
@@ -115,27 +103,31 @@ def make_plan(
     largest: find the largest batch that fits, which takes some more small compilations.
     log: told what is being done.
   """
-  limit = usable_bytes(topology)
-  held, compiling = resident(job), isinstance(job.mesh, Mesh)
-  sample = update = None
-  if compiling:
-    log("compiling the sampling program")
-    sample = compile_sample(job)
-    log("compiling the update program")
-    update = compile_update(job)
+  programs: tuple[Program, ...] = ()
+  if isinstance(job.mesh, Mesh):
+    log("compiling the sampling and the update program")
+    programs = compile_sample(job), compile_update(job)
   plan = Plan(
-    job, topology, held, caches(job), temporaries(job), limit, sample, update,
-    _phases(job, sample, update), None,
-  )  # fmt: skip
+    job,
+    topology,
+    arithmetic.resident(job),
+    arithmetic.caches(job),
+    arithmetic.temporaries(job),
+    usable_bytes(topology),
+    programs,
+    _phases(job, programs),
+    largest=None,
+  )
   if not largest:
     return plan
   log("looking for the largest batch")
-  slopes = _compiled_slopes(job) if compiling else _estimated_slopes(job)
+  # Bytes of a device with one and with two prompts on it, in sampling and in a backward pass.
+  one, two = (_peaks(job.with_prompts(prompts * job.parts)) for prompts in (1, 2))
   found = (
-    _most(plan.sampling_bytes, slopes[0], limit, job.prompts_per_step, job.parts),
-    _most(plan.update_bytes, slopes[1], limit, job.micro_batch, job.parts),
+    _most(plan.sampling_bytes, two[0] - one[0], plan.limit, job.prompts_per_step, job.parts),
+    _most(plan.update_bytes, two[1] - one[1], plan.limit, job.micro_batch, job.parts),
   )
-  return Plan(**{**vars(plan), "largest": found})
+  return dataclasses.replace(plan, largest=found)
 
 
 def usable_bytes(topology: Topology) -> float:
@@ -154,17 +146,14 @@ def gpu_share() -> float:
   """
   for name in GPU_SHARE_VARIABLES:
     if told := os.environ.get(name):
-      try:
-        share = float(told)
-      except ValueError:
-        share = math.nan
-      if not 0 < share < math.inf:
-        raise ValueError(f"{name}={told}: expected a positive number, the share that JAX takes")
-      return share
+      with contextlib.suppress(ValueError):
+        if 0 < float(told) < math.inf:
+          return float(told)
+      raise ValueError(f"{name}={told}: expected a positive number, the share that JAX takes")
   return GPU_SHARE
 
 
-def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[str, Phase]:
+def _phases(job: Job, programs: tuple[Program, ...]) -> dict[str, Phase]:
   devices = job.mesh.size
   sampling = trace_sample(job).jaxpr
   prefill = count_flops(sampling, while_trips=0) / devices
@@ -173,36 +162,36 @@ def _phases(job: Job, sample: Program | None, update: Program | None) -> dict[st
   update_flops = sum(
     count_flops(program.jaxpr, while_trips=job.prompts_per_step) / devices for program in traced
   )
-  sent = sent_by_fsdp(job)
-  if sample is not None and update is not None and not (sample.refused or update.refused):
-    before = sample.sent_before
-    sent = (before, sample.sent_bytes - before, update.sent_bytes)
+  sent = arithmetic.sent_by_fsdp(job)
+  if programs and not any(program.refused for program in programs):
+    sampled, updated = programs
+    sent = sampled.sent_before, sampled.sent_bytes - sampled.sent_before, updated.sent_bytes
   return {
-    "prefill": prefill_phase(job, prefill, sent[0]),
-    "decode": decode_phase(job, both - prefill, sent[1]),
-    "update": update_phase(job, update_flops, sent[2]),
+    "prefill": arithmetic.prefill_phase(job, prefill, sent[0]),
+    "decode": arithmetic.decode_phase(job, both - prefill, sent[1]),
+    "update": arithmetic.update_phase(job, update_flops, sent[2]),
   }
 
 
-def _compiled_slopes(job: Job) -> tuple[float, float]:
-  """Bytes of a device that one more prompt on it takes, in sampling and in a backward pass.
+def _peaks(job: Job) -> tuple[float, float]:
+  """Peak bytes of a device, up to a constant, in sampling and in update."""
+  if not isinstance(job.mesh, Mesh):
+    return arithmetic.temporaries(job)
+  return extrapolated_bytes(compile_sample, job), extrapolated_bytes(compile_update, job)
 
-  From decoders of two depths with one and with two prompts a device, extrapolated to all layers.
+
+def extrapolated_bytes(build: Callable[[Job], Program], job: Job) -> float:
+  """Bytes of a device that a program needs.
+
+  Of a deep decoder they lie on the line through two shallow ones, which compile in less time.
+  Layers are alike, so each adds the same arguments. Temporaries add up likewise as long as their
+  peak lies at the same place in the program.
   """
-
-  def total(build: Callable[[Job], Program], prompts: int) -> float:
-    some = job.with_prompts(prompts * job.parts)
-    if job.policy.num_layers <= SHALLOW[1]:
-      return build(some).total
-    small, large = (build(some.with_layers(layers)) for layers in SHALLOW)
-    return extrapolate(small, large, SHALLOW, job.policy.num_layers).total
-
-  return tuple(total(b, 2) - total(b, 1) for b in (compile_sample, compile_update))  # type: ignore
-
-
-def _estimated_slopes(job: Job) -> tuple[float, float]:
-  one, two = (temporaries(job.with_prompts(n * job.parts)) for n in (1, 2))
-  return two[0] - one[0], two[1] - one[1]
+  layers, (few, more) = job.config.num_layers, SHALLOW
+  if layers <= more:
+    return build(job).total
+  small, large = (build(job.with_layers(depth)).total for depth in SHALLOW)
+  return small + (large - small) * (layers - few) / (more - few)
 
 
 def _most(used: float, slope: float, limit: float, prompts: int, parts: int) -> int:

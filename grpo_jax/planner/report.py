@@ -1,33 +1,37 @@
-"""A plan as text for people and as a dictionary for files."""
+"""A plan as text, as a JSON record, and several records as a table."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_jax.models.parameters import parameter_count
 from grpo_jax.planner.compiled import Program
 from grpo_jax.planner.plan import Plan
-from grpo_jax.sharding import mesh_text
+from grpo_jax.report.tables import Row, as_text
+from grpo_jax.report.templates import TEMPLATES
 
 GIB = 2**30
 
 
 def describe(plan: Plan) -> str:
   """The whole report; every size is of one device."""
-  parts = [_heading(plan), _memory(plan), _phases(plan)]
-  if plan.sample is not None and plan.update is not None:
-    parts.append(_collectives(plan.sample, plan.update))
-  return "\n\n".join([*parts, "\n".join(_verdict(plan))])
+  tables = [_memory(plan), _phases(plan)]
+  if plan.programs:
+    tables.append(_collectives(*plan.programs))
+  return TEMPLATES.get_template("plan.txt.j2").render(
+    plan=plan,
+    parameters=parameter_count(plan.job.config),
+    mesh=",".join(f"{axis}:{size}" for axis, size in plan.job.mesh.shape.items()),
+    tables=[as_text(header, rows, grouped=False, numbers=True) for header, *rows in tables],
+    gib=GIB,
+  )
 
 
 def as_record(plan: Plan) -> dict[str, Any]:
   """The same numbers for a JSON file: bytes, operations and seconds of one device."""
-  job = plan.job
   record: dict[str, Any] = {
     "topology": plan.topology.text,
-    "mesh": dict(mesh_text(job.mesh)),
-    "parameters": parameter_count(job.policy),
+    "mesh": dict(plan.job.mesh.shape),
+    "parameters": parameter_count(plan.job.config),
     "resident_bytes": plan.resident._asdict(),
     "cache_bytes": plan.caches._asdict(),
     "sampling_bytes": plan.sampling_bytes,
@@ -43,138 +47,99 @@ def as_record(plan: Plan) -> dict[str, Any]:
   }
   if plan.largest is not None:
     record["largest_prompts_per_step"], record["largest_micro_batch_prompts"] = plan.largest
-  for program in filter(None, (plan.sample, plan.update)):
-    fields = {k: v for k, v in vars(program).items() if k != "instructions"}
-    record[program.name] = fields
+  for program in plan.programs:
+    record[program.name] = {k: v for k, v in vars(program).items() if k != "instructions"}
   return record
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Columns for a terminal, the first one to the left and numbers to the right."""
-  widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-  line = lambda row: "  ".join(
-    cell.rjust(width) if column else cell.ljust(width)
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-  )
-  return "\n".join(line(row).rstrip() for row in (header, ["-" * w for w in widths], *rows))
+def plan_rows(records: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
+  """A header and a row for each of several plans; memory in GiB of one device.
+
+  Args:
+    records: of `as_record`, each with the `settings` of `experiments/plan.py`.
+  """
+  cells = [_cells(record) for record in records]
+  header = tuple(name for name in cells[0] if any(row[name] for row in cells))  # no empty column
+  return header, [tuple(row[name] for name in header) for row in cells]
 
 
-def _heading(plan: Plan) -> str:
-  job, chip = plan.job, plan.topology.chip
-  mesh = ",".join(f"{axis}:{size}" for axis, size in mesh_text(job.mesh).items())
-  micro = f"{job.micro_batch} prompts in a backward pass"
-  lora = f", adapters of rank {job.lora.rank}" if job.lora else ""
-  lines = [
-    f"{parameter_count(job.policy) / 1e9:.2f}B parameters{lora}, {job.policy.dtype}, on "
-    f"{plan.topology.text} ({plan.topology.num_devices} devices), mesh {mesh}",
-    f"{job.prompts_per_step} prompts x {job.group} candidates, {job.prompt_tokens} + "
-    f"{job.completion_tokens} tokens, {micro}, remat={job.grpo.remat}",
-    f"a device: {chip.per_device(chip.hbm_bytes) / GIB:.1f} GiB, "
-    f"{chip.per_device(chip.flops) / 1e12:.0f} TFLOP/s, "
-    f"{chip.per_device(chip.hbm_bandwidth) / 1e9:.0f} GB/s to memory, "
-    f"{chip.per_device(chip.link_bandwidth) / 1e9:.0f} GB/s to others ({chip.source})",
-  ]
-  if chip.platform == "gpu":
-    lines.append(
-      f"JAX takes {plan.limit / chip.hbm_bytes:.0%} of a GPU's memory (set "
-      "XLA_CLIENT_MEM_FRACTION, here and in training, to change it)"
-    )
-  if plan.sample is None:
-    lines.append("memory and messages are arithmetic: without such a device nothing is compiled")
-  return "\n".join(lines)
+def _cells(record: Mapping[str, Any]) -> dict[str, str]:
+  settings = record["settings"]["config"]
+  rank = settings["lora_rank"]
+  gib = lambda size: f"{size / GIB:.1f}"
+  seconds = [record[name]["seconds"] for name in ("sample", "update") if name in record]
+  largest = ""
+  if "largest_prompts_per_step" in record:
+    largest = "{largest_prompts_per_step} / {largest_micro_batch_prompts}".format_map(record)
+  # Of a program that the compiler refuses there is what it says that it would use.
+  return {
+    "model": f"{settings['model']} ({record['parameters'] / 1e9:.1f}B)",
+    "trained": f"LoRA {rank}" if rank else "full",
+    "optimizer": "" if settings["optimizer"] == "adamw" else settings["optimizer"],
+    "machine": record["topology"],
+    "mesh": ",".join(f"{axis}:{size}" for axis, size in record["mesh"].items() if size > 1),
+    "state": gib(sum(record["resident_bytes"].values())),
+    "sampling": gib(record["sampling_bytes"]),
+    "update": gib(record["update_bytes"]),
+    "there is": gib(record["limit_bytes"]),
+    "fits": "yes" if record["fits"] else "**no**",
+    "most prompts: sampled / in a backward pass": largest,
+    "step at least": f"{record['step_seconds']:.1f} s",
+    "CPU time to compile": " + ".join(f"{s:.0f}" for s in seconds) + " s" * bool(seconds),
+  }
 
 
-def _memory(plan: Plan) -> str:
-  held, gib = plan.resident, lambda size: f"{size / GIB:.2f}"
+def _memory(plan: Plan) -> list[Row]:
+  held, gib = plan.resident, lambda sizes: [f"{size / GIB:.2f}" for size in sizes]
   rows = [
-    ["trained parameters, float32", gib(held.parameters), gib(held.parameters)],
-    [f"optimizer ({plan.job.optimizer.optimizer})", gib(held.optimizer), gib(held.optimizer)],
+    ("GiB of a device", "sample", "update"),
+    ("trained parameters, float32", *gib([held.parameters] * 2)),
+    (f"optimizer ({plan.job.optimizer.optimizer})", *gib([held.optimizer] * 2)),
   ]
   if held.base:
-    rows.append([f"frozen base, {plan.job.policy.dtype}", gib(held.base), gib(held.base)])
+    rows.append((f"frozen base, {plan.job.config.dtype}", *gib([held.base] * 2)))
   if held.reference:
-    rows.append(["reference policy", gib(held.reference), gib(held.reference)])
-  both = plan.sample, plan.update
-  names = ("sample", "update")
-  if all(program is None for program in both):
-    rows.append(["temporary, estimated", *(gib(size) for size in plan.estimated)])
+    rows.append(("reference policy", *gib([held.reference] * 2)))
+  if plan.programs:
+    rows.append(("rest of arguments, results, code", *gib(_rest(plan, p) for p in plan.programs)))
+    rows.append(("temporary", *gib(program.temporary for program in plan.programs)))
   else:
-    rows.append(["rest of arguments, results, code", *(gib(_rest(plan, p)) for p in both)])
-    rows.append(["temporary", *(gib(p.temporary if p else 0) for p in both)])
-  rows.append(["- of it key/value caches", gib(sum(plan.caches)), ""])
-  rows.append(["together", gib(plan.sampling_bytes), gib(plan.update_bytes)])
-  rows.append(["there is", gib(plan.limit), gib(plan.limit)])
-  if plan.sample is not None:
-    rows.append(["(temporary, by arithmetic)", *(gib(size) for size in plan.estimated)])
-    rows.append(["(CPU time to compile)", *(f"{p.seconds:.0f} s" if p else "" for p in both)])
-  return _table(["GiB of a device", *names], rows)
+    rows.append(("temporary, estimated", *gib(plan.estimated)))
+  rows.append(("- of it key/value caches", *gib([sum(plan.caches)]), ""))
+  rows.append(("together", *gib([plan.sampling_bytes, plan.update_bytes])))
+  rows.append(("there is", *gib([plan.limit] * 2)))
+  if plan.programs:
+    rows.append(("(temporary, by arithmetic)", *gib(plan.estimated)))
+    rows.append(("(CPU time to compile)", *(f"{p.seconds:.0f} s" for p in plan.programs)))
+  return rows
 
 
-def _rest(plan: Plan, program: Program | None) -> float:
+def _rest(plan: Plan, program: Program) -> float:
   """What a program's sizes hold beside its temporaries and what is resident."""
-  if program is None or program.refused:
+  if program.refused:
     return 0.0
-  inside = plan.resident.parameters + plan.resident.base
-  if program.name == "update":
-    inside = plan.resident.total
+  held = plan.resident
+  inside = held.total if program.name == "update" else held.parameters + held.base
   return program.total - program.temporary - inside
 
 
-def _phases(plan: Plan) -> str:
-  rows = []
+def _phases(plan: Plan) -> list[Row]:
+  rows: list[Row] = [
+    ("phase", "TFLOP", "GB moved", "GB sent", "compute s", "memory s", "links s", "bound by")
+  ]
   for name, phase in plan.phases.items():
     seconds = plan.seconds(name)
-    tightest = max(seconds, key=lambda limit: seconds[limit])
-    rows.append(
-      [
-        name,
-        f"{phase.flops / 1e12:.2f}",
-        f"{phase.hbm_bytes / 1e9:.1f}",
-        f"{phase.sent_bytes / 1e9:.1f}",
-        *(f"{seconds[limit]:.3f}" for limit in ("compute", "memory", "links")),
-        tightest,
-      ]
-    )
-  header = ["phase", "TFLOP", "GB moved", "GB sent", "compute s", "memory s", "links s", "bound by"]
-  return _table(header, rows)
+    work = [f"{phase.flops / 1e12:.2f}"]
+    work += [f"{size / 1e9:.1f}" for size in (phase.hbm_bytes, phase.sent_bytes)]
+    times = (f"{value:.3f}" for value in seconds.values())
+    rows.append((name, *work, *times, max(seconds, key=seconds.__getitem__)))
+  return rows
 
 
-def _collectives(sample: Program, update: Program) -> str:
-  kinds = sorted(sample.sent.keys() | update.sent.keys())
-  cell = lambda program, kind: program.sent.get(kind, (0, 0.0))
-  rows = [
-    [
-      kind,
-      str(cell(sample, kind)[0]),
-      f"{cell(sample, kind)[1] / 1e9:.2f}",
-      str(cell(update, kind)[0]),
-      f"{cell(update, kind)[1] / 1e9:.2f}",
-    ]
-    for kind in kinds
-  ]
-  return _table(["collective", "in sampling", "GB sent", "in update", "GB sent"], rows)
-
-
-def _verdict(plan: Plan) -> list[str]:
-  lines = []
-  for program in filter(None, (plan.sample, plan.update)):
-    if program.refused:
-      lines.append(f"the compiler refuses the {program.name} program: {program.refused}")
-    elif program.repeated_work > 1.5:
-      lines.append(
-        f"the {program.name} program computes {program.repeated_work:.1f} times a device's share: "
-        "some of its work is repeated on several devices"
-      )
-  if plan.job.micro_batch % plan.job.parts:
-    lines.append(
-      f"--micro_batch_prompts={plan.job.micro_batch} leaves devices idle or repeating each other: "
-      f"the mesh splits prompts into {plan.job.parts} parts"
-    )
-  lines.append(f"a step takes at least {plan.step_seconds:.2f} s (its roofline; no run reaches it)")
-  if plan.largest is not None:
-    lines.append(
-      f"largest that fits: --prompts_per_step={plan.largest[0]} in sampling, "
-      f"--micro_batch_prompts={plan.largest[1]} in a backward pass"
-    )
-  lines.append("it FITS" if plan.fits else "it does NOT fit")
-  return lines
+def _collectives(sample: Program, update: Program) -> list[Row]:
+  rows: list[Row] = [("collective", "in sampling", "GB sent", "in update", "GB sent")]
+  for kind in sorted(sample.sent.keys() | update.sent.keys()):
+    found = [program.sent.get(kind, (0, 0.0)) for program in (sample, update)]
+    cells = [(str(runs), f"{sent / 1e9:.2f}") for runs, sent in found]
+    rows.append((kind, *cells[0], *cells[1]))
+  return rows

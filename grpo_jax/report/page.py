@@ -1,6 +1,4 @@
-"""A run folder as something to read: report.md, report.html and PNG curves."""
-
-from __future__ import annotations
+"""The report of a run folder: report.md, report.html and PNG plots."""
 
 import base64
 import json
@@ -10,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from grpo_jax.files.atomic import write_text
 from grpo_jax.report.plots import plot_curves, plot_gain
 from grpo_jax.report.scores import SHOWN, compare, differing_settings
 from grpo_jax.report.tables import Row, as_markdown, gain_rows
+from grpo_jax.report.templates import TEMPLATES
 from grpo_jax.rewards import ERRORS
 from grpo_jax.runs.alarms import ALARMS
 from grpo_jax.runs.trackers import read_metrics
@@ -23,7 +20,8 @@ from grpo_jax.tasks.schema import BEHAVIORS
 
 EXAMPLES = 10  # per split, evenly spaced over its tasks: not picked by hand or by reward
 Summaries = Mapping[str, Mapping[str, Any]]
-Pair = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of `evaluate`, before and after
+Rows = Sequence[Mapping[str, Any]]  # of `evaluate`
+Pair = tuple[Rows, Rows]  # before and after
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,6 @@ class Table:
   @property
   def markdown(self) -> str:
     return as_markdown(self.header, self.rows)
-
-
-@dataclass(frozen=True)
-class Example:
-  """One task, with a right answer and the first completion before and after."""
-
-  task: Mapping[str, Any]
-  before: Mapping[str, Any]
-  after: Mapping[str, Any]
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -81,34 +70,27 @@ def write_report(run_dir: Path | str) -> Path:
     "gain": Table("Reward before and after", *gain_rows(base, final, comparisons)),
     "tables": [table for split in pairs for table in _tables(split, base[split], final[split])],
     "plots": plots,
-    "images": {plot.file: _base64(run_dir / plot.file) for plot in plots},
+    "images": {
+      plot.file: base64.b64encode((run_dir / plot.file).read_bytes()).decode() for plot in plots
+    },
     "examples": {split: _examples(*pair) for split, pair in pairs.items() if all(pair)},
     "settings": [(k, v) for k, v in config.items() if not isinstance(v, dict | list)],
     "config": json.dumps(config, indent=2, ensure_ascii=False),
   }
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("grpo_jax", "assets"),
-    # Completions are a model's words: in the page they are text, whatever they look like.
-    autoescape=jinja2.select_autoescape(("html.j2",)),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(reward_color=reward_color, fenced=_fenced)
   for kind in ("md", "html"):
-    text = environment.get_template(f"report.{kind}.j2").render(content)
+    text = TEMPLATES.get_template(f"report.{kind}.j2").render(content)
     write_text(run_dir / f"report.{kind}", text)
   return run_dir / "report.html"
 
 
 def gain_table(run_dir: Path | str) -> Table:
-  """The reward before and after, per split and behaviour, of a finished run folder."""
+  """The reward before and after, per split and behavior, of a finished run folder."""
   base, final, _, comparisons, _ = _read_evaluations(Path(run_dir))
   return Table("Reward before and after", *gain_rows(base, final, comparisons))
 
 
 def reward_color(reward: float) -> str:
-  """A pale CSS colour from red (0 and below) over yellow to green (1 and above)."""
+  """A pale CSS color from red (0 and below) over yellow to green (1 and above)."""
   return f"hsl({120 * min(1.0, max(0.0, reward)):.0f} 65% 88%)"
 
 
@@ -119,7 +101,10 @@ def _read_evaluations(
 
   A split whose two evaluations were made with other settings has none before: only a note.
   """
-  base, final = (_read_summaries(run_dir / f"eval_{when}.json") for when in ("base", "final"))
+  base, final = (
+    json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for path in (run_dir / "eval_base.json", run_dir / "eval_final.json")
+  )
   found = {s: differing_settings(base[s], final[s]) for s in base if s in final}
   notes = [
     f"{split}: no gain, for the evaluations before and after differ in {', '.join(names)}"
@@ -132,10 +117,6 @@ def _read_evaluations(
   pairs = {split: _read_pair(run_dir, split) for split in base if split in final}
   comparisons = {split: compare(*pair, seed=0) for split, pair in pairs.items() if all(pair)}
   return base, final, pairs, comparisons, notes
-
-
-def _read_summaries(path: Path) -> Summaries:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _read_pair(run_dir: Path, split: str) -> Pair:
@@ -188,17 +169,11 @@ def _tables(split: str, base: Mapping[str, Any], final: Mapping[str, Any]) -> li
     for wanted in BEHAVIORS
     for when, summary in (("before", base), ("after", final))
   ]
-  codes = sorted(
-    base["error_rates"].keys() | final["error_rates"].keys(),
-    key=lambda code: (-base["error_rates"].get(code, 0.0), code),
-  )
+  rates = base["error_rates"], final["error_rates"]
+  codes = rates[0].keys() | rates[1].keys()
   errors = [
-    (
-      code,
-      ERRORS.get(code, "reported by the reward"),
-      *(f"{summary['error_rates'].get(code, 0.0):.1%}" for summary in (base, final)),
-    )
-    for code in codes
+    (code, ERRORS.get(code, "reported by the reward"), *(f"{r.get(code, 0.0):.1%}" for r in rates))
+    for code in sorted(codes, key=lambda code: (-rates[0].get(code, 0.0), code))
   ]
   tools = [
     (tool, str(found["n"]), f"{found['mean']:.3f}", f"{final['by_tool'][tool]['mean']:.3f}")
@@ -212,18 +187,12 @@ def _tables(split: str, base: Mapping[str, Any], final: Mapping[str, Any]) -> li
   ]
 
 
-def _examples(
-  before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
-) -> list[Example]:
+def _examples(before: Rows, after: Rows) -> list[Rows]:
+  """The first completions of some tasks, before and after."""
   first = [{row["index"]: row for row in rows if row["sample"] == 0} for rows in (before, after)]
   order = sorted(first[0])
   count = min(EXAMPLES, len(order))
-  places = [order[i * len(order) // count] for i in range(count)]
-  return [Example(first[0][i], first[0][i], first[1][i]) for i in places]
-
-
-def _base64(path: Path) -> str:
-  return base64.b64encode(path.read_bytes()).decode()
+  return [[rows[order[i * len(order) // count]] for rows in first] for i in range(count)]
 
 
 def _fenced(text: str) -> str:
@@ -231,3 +200,6 @@ def _fenced(text: str) -> str:
   longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   return f"{fence}text\n{text}\n{fence}"
+
+
+TEMPLATES.filters.update(reward_color=reward_color, fenced=_fenced)

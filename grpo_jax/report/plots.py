@@ -1,27 +1,29 @@
-"""Curves of a run and the bars of what it gained, drawn without any global state."""
+"""Plots of training curves and of rewards before and after; no pyplot state."""
 
-from __future__ import annotations
-
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grpo_jax.report.tables import means_of
 from grpo_jax.tasks.schema import BEHAVIORS
 
 Metrics = Sequence[Mapping[str, float]]
+Draw = Callable[[Axes, Metrics], bool]  # returns whether there was a value to draw
 
 # Okabe and Ito's palette: told apart by readers who do not see red and green apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
   "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666",
 )  # fmt: skip
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-PHASES = {"sample": BLUE, "reward": ORANGE, "update": GREEN, "other": GREY}
+PHASES = {"sample": BLUE, "reward": ORANGE, "update": GREEN, "other": GRAY}
 SIZE, DPI = (6.4, 3.6), 110  # inches, dots per inch
 # A step this many times longer than the median is drawn off the scale, with its length in words.
 OFF_SCALE = 3.0
@@ -46,10 +48,12 @@ def plot_curves(metrics: Metrics, out_dir: Path) -> list[Plot]:
     The pictures drawn, in reading order; a curve without any value is left out.
   """
   drawn = []
-  for plot, draw in _CURVES:
+  for plot, label, draw, limits in _PICTURES:
     figure, axes = _figure()
     if draw(axes, metrics):
-      axes.set_xlabel("step")
+      axes.set(xlabel="step", ylabel=label)
+      if limits:
+        axes.set_ylim(*limits)
       if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
       figure.savefig(out_dir / plot.file, dpi=DPI)
@@ -60,27 +64,24 @@ def plot_curves(metrics: Metrics, out_dir: Path) -> list[Plot]:
 def plot_gain(
   base: Mapping[str, Mapping[str, Any]], final: Mapping[str, Mapping[str, Any]], path: Path
 ) -> Plot:
-  """Draws mean reward before and after, for each split and behaviour, with 95% intervals.
+  """Draws mean reward before and after, for each split and behavior, with 95% intervals.
 
   Args:
-    base: by split, what `scores.summarise` returns, before.
+    base: by split, what `scores.summarize` returns, before.
     final: the same splits, after.
     path: the PNG file.
   """
   splits = [split for split in base if split in final]
   figure = Figure(figsize=(4.2 * len(splits) + 0.4, SIZE[1]), layout="constrained")
   panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+  bars = ((-0.2, GRAY, "before", base), (0.2, BLUE, "after", final))
   for axes, split in zip(panels, splits, strict=True):
-    _style(axes)
-    labels = ["all", *(name for name in base[split]["by_behavior"])]
-    for offset, color, label, summary in (
-      (-0.2, GREY, "before", base[split]),
-      (0.2, BLUE, "after", final[split]),
-    ):
-      whole = {"mean": summary["reward_mean"], "ci95": summary["reward_ci95"]}
-      found = [whole, *(summary["by_behavior"][name] for name in labels[1:])]
-      means = np.array([entry["mean"] for entry in found])
-      bounds = np.array([entry["ci95"] for entry in found]).T
+    style(axes)
+    labels = list(means_of(base[split]))
+    for offset, color, label, summaries in bars:
+      found = means_of(summaries[split])
+      means = np.array([found[name]["mean"] for name in labels])
+      bounds = np.array([found[name]["ci95"] for name in labels]).T
       places = np.arange(len(labels)) + offset
       errors = np.abs(bounds - means)
       axes.bar(places, means, 0.38, color=color, label=label, yerr=errors, capsize=3)
@@ -101,13 +102,14 @@ def plot_gain(
 def _figure() -> tuple[Figure, Axes]:
   figure = Figure(figsize=SIZE, layout="constrained")
   axes = figure.subplots()
-  _style(axes)
+  style(axes)
   return figure, axes
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
+  """Axes without a frame, and with faint lines behind what is drawn."""
   axes.spines[["top", "right"]].set_visible(False)
-  axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+  axes.grid(axis=grid, color="#dddddd", linewidth=0.6)
   axes.set_axisbelow(True)
 
 
@@ -136,6 +138,21 @@ def _curve(axes: Axes, metrics: Metrics, name: str, label: str, color: str) -> b
   return True
 
 
+def _curves(axes: Axes, metrics: Metrics, labels: Mapping[str, str]) -> bool:
+  """Draws metrics under their labels; returns whether any of them has a value."""
+  drawn = [
+    _curve(axes, metrics, name, label, color)
+    for (name, label), color in zip(labels.items(), itertools.cycle(CYCLE), strict=False)
+  ]
+  return any(drawn)
+
+
+def _parts_of(metrics: Metrics, pattern: str) -> dict[str, str]:
+  """The metrics whose name fits a pattern with one group, and what the group is in each."""
+  names = dict.fromkeys(name for entry in metrics for name in entry)
+  return {name: match[1] for name in names if (match := re.fullmatch(pattern, name))}
+
+
 def _reward(axes: Axes, metrics: Metrics) -> bool:
   steps, means = _series(metrics, "reward")
   deviation_steps, deviations = _series(metrics, "reward_std")
@@ -145,44 +162,10 @@ def _reward(axes: Axes, metrics: Metrics) -> bool:
       label="± standard deviation",
     )  # fmt: skip
   drawn = _curve(axes, metrics, "reward", "training, sampled", BLUE)
-  held_out = sorted({name for entry in metrics for name in entry if _is_held_out(name)})
-  for color, name in zip((ORANGE, GREEN, RED, PURPLE), held_out, strict=False):
-    at, values = _series(metrics, name)
-    axes.plot(at, values, "o-", color=color, markersize=4, label=f"held out: {name.split('/')[1]}")
-  axes.set_ylabel("reward")
+  held_out = sorted(_parts_of(metrics, "eval/([^/]+)/reward").items())
+  for color, (name, split) in zip(CYCLE[1:], held_out, strict=False):
+    axes.plot(*_series(metrics, name), "o-", color=color, markersize=4, label=f"held out: {split}")
   return drawn
-
-
-def _is_held_out(name: str) -> bool:
-  parts = name.split("/")
-  return len(parts) == 3 and parts[0] == "eval" and parts[2] == "reward"
-
-
-def _parts(axes: Axes, metrics: Metrics) -> bool:
-  names = list(
-    dict.fromkeys(
-      name
-      for entry in metrics
-      for name in entry
-      if name.startswith("rewards/") and name.endswith("/mean")
-    )
-  )
-  drawn = [
-    _curve(axes, metrics, name, name[len("rewards/") : -len("/mean")], CYCLE[i % len(CYCLE)])
-    for i, name in enumerate(names)
-  ]
-  axes.set_ylabel("mean of each part")
-  return any(drawn)
-
-
-def _shown(axes: Axes, metrics: Metrics) -> bool:
-  drawn = [
-    _curve(axes, metrics, f"shown/{behavior}", behavior, color)
-    for behavior, color in zip(BEHAVIORS, CYCLE, strict=False)
-  ]
-  axes.set_ylabel("share of completions")
-  axes.set_ylim(0, 1)
-  return any(drawn)
 
 
 def _lengths(axes: Axes, metrics: Metrics) -> bool:
@@ -191,37 +174,7 @@ def _lengths(axes: Axes, metrics: Metrics) -> bool:
     axes.fill_between(
       low[0], low[1], high[1], color=BLUE, alpha=0.1, linewidth=0, label="shortest to longest"
     )
-  axes.set_ylabel("completion tokens")
   return _curve(axes, metrics, "completions/mean_length", "mean", BLUE)
-
-
-def _entropy(axes: Axes, metrics: Metrics) -> bool:
-  axes.set_ylabel("entropy, nats a token")
-  drawn = _curve(axes, metrics, "entropy", "", BLUE)
-  axes.set_ylim(bottom=0)
-  return drawn
-
-
-def _kl(axes: Axes, metrics: Metrics) -> bool:
-  axes.set_ylabel("KL to the start, nats a token")
-  return _curve(axes, metrics, "kl", "", BLUE)
-
-
-def _clipped(axes: Axes, metrics: Metrics) -> bool:
-  drawn = [
-    _curve(axes, metrics, f"clip_ratio/{end}_mean", f"ratio {words}", color)
-    for end, words, color in (("low", "below the band", BLUE), ("high", "above the band", ORANGE))
-  ]
-  cut = _curve(axes, metrics, "completions/clipped_ratio", "completions cut at the limit", RED)
-  axes.set_ylabel("share")
-  axes.set_ylim(bottom=0)
-  return any(drawn) or cut
-
-
-def _equal_groups(axes: Axes, metrics: Metrics) -> bool:
-  axes.set_ylabel("share of groups")
-  axes.set_ylim(0, 1)
-  return _curve(axes, metrics, "frac_reward_zero_std", "", BLUE)
 
 
 def _seconds(axes: Axes, metrics: Metrics) -> bool:
@@ -229,37 +182,69 @@ def _seconds(axes: Axes, metrics: Metrics) -> bool:
   if not phases:
     return False
   steps = np.array([entry["step"] for entry in metrics], dtype=float)
-  seconds = np.array([[entry.get(f"seconds/{p}", 0.0) for entry in metrics] for p in phases])
-  totals = np.nan_to_num(seconds).sum(axis=0)
-  axes.stackplot(
-    steps, np.nan_to_num(seconds), labels=phases, colors=[PHASES[p] for p in phases], step="mid"
+  seconds = np.nan_to_num(
+    [[entry.get(f"seconds/{phase}", 0.0) for entry in metrics] for phase in phases]
   )
-  axes.set_ylabel("seconds a step")
+  colors = [PHASES[phase] for phase in phases]
+  axes.stackplot(steps, seconds, labels=phases, colors=colors, step="mid")
+  totals = seconds.sum(axis=0)
   top = OFF_SCALE * float(np.median(totals))
-  off_scale = [(s, t) for s, t in zip(steps, totals, strict=True) if 0 < top < t]
-  if off_scale:
+  off_scale = totals > top
+  if top and off_scale.any():
     axes.set_ylim(0, top)
-    longest = max(off_scale, key=lambda pair: pair[1])
     axes.set_title(
-      f"{len(off_scale)} step(s) off the scale, the longest {longest[1]:.0f} s at step "
-      f"{longest[0]:.0f} (compilation, or an evaluation)",
+      f"{off_scale.sum()} step(s) off the scale, the longest {totals.max():.0f} s at step "
+      f"{steps[totals.argmax()]:.0f} (compilation, or an evaluation)",
       fontsize=8,
-      color=GREY,
+      color=GRAY,
     )
   return True
 
 
-_CURVES: tuple[tuple[Plot, Callable[[Axes, Metrics], bool]], ...] = (
-  (Plot("reward.png", "Reward of the sampled completions, and of held-out tasks."), _reward),
-  (Plot("reward_parts.png", "Mean of each part of the reward."), _parts),
-  (Plot("shown.png", "Behaviour that the completions showed, whatever was wanted."), _shown),
-  (Plot("completion_length.png", "Completion length in tokens."), _lengths),
-  (Plot("entropy.png", "Entropy of the policy. A fall towards 0 is a collapse."), _entropy),
-  (Plot("kl.png", "KL divergence from the policy that training started from."), _kl),
-  (Plot("clipped.png", "Share of tokens clipped by the loss, and of completions cut."), _clipped),
+def _lines(labels: Mapping[str, str]) -> Draw:
+  """A drawing of metrics that are known by name, under these labels."""
+  return lambda axes, metrics: _curves(axes, metrics, labels)
+
+
+# Each picture with the label of its y axis, what draws it, and the limits of that axis, if any.
+_PICTURES: tuple[tuple[Plot, str, Draw, tuple[float, float | None] | None], ...] = (
+  (
+    Plot("reward.png", "Reward of the sampled completions, and of held-out tasks."),
+    "reward", _reward, None,
+  ),
+  (
+    Plot("reward_parts.png", "Mean of each part of the reward."),
+    "mean of each part",
+    lambda axes, metrics: _curves(axes, metrics, _parts_of(metrics, "rewards/(.+)/mean")), None,
+  ),
+  (
+    Plot("shown.png", "Behavior that the completions showed, whatever was wanted."),
+    "share of completions", _lines({f"shown/{name}": name for name in BEHAVIORS}), (0, 1),
+  ),
+  (
+    Plot("completion_length.png", "Completion length in tokens."),
+    "completion tokens", _lengths, None,
+  ),
+  (
+    Plot("entropy.png", "Entropy of the policy. A fall towards 0 is a collapse."),
+    "entropy, nats a token", _lines({"entropy": ""}), (0, None),
+  ),
+  (
+    Plot("kl.png", "KL divergence from the policy that training started from."),
+    "KL to the start, nats a token", _lines({"kl": ""}), None,
+  ),
+  (
+    Plot("clipped.png", "Share of tokens clipped by the loss, and of completions cut."),
+    "share",
+    _lines({
+      "clip_ratio/low_mean": "ratio below the band",
+      "clip_ratio/high_mean": "ratio above the band",
+      "completions/clipped_ratio": "completions cut at the limit",
+    }), (0, None),
+  ),
   (
     Plot("equal_groups.png", "Share of groups whose rewards are all equal: they teach nothing."),
-    _equal_groups,
+    "share of groups", _lines({"frac_reward_zero_std": ""}), (0, 1),
   ),
-  (Plot("seconds.png", "Where the time of a step goes."), _seconds),
-)
+  (Plot("seconds.png", "Where the time of a step goes."), "seconds a step", _seconds, None),
+)  # fmt: skip

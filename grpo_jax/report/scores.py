@@ -1,6 +1,4 @@
-"""What a set of scored completions says: means with intervals, by behaviour, tool and error."""
-
-from __future__ import annotations
+"""Statistics of scored completions: means and bootstrap intervals, by behavior, tool and error."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +14,7 @@ SHOWN = (*BEHAVIORS, "other")
 MAX_DRAWS_AT_ONCE = 4_000_000
 
 
-def summarise(
+def summarize(
   tasks: Sequence[ToolTask],
   breakdowns: Sequence[Sequence[RewardBreakdown]],
   *,
@@ -51,8 +49,15 @@ def summarise(
     )
   rewards = np.array([[found.total for found in group] for group in breakdowns], dtype=np.float64)
   task_means = rewards.mean(axis=1)
-  mean = _mean_of(task_means, seed, resamples)
-  tools = [task.tool_name for task in tasks]
+  behaviors = np.array([task.behavior for task in tasks])
+  tools = np.array([task.tool_name for task in tasks])
+
+  def mean_of(chosen: np.ndarray) -> dict[str, Any]:
+    values = task_means[chosen]
+    interval = interval95(bootstrap_means(values, seed, resamples))
+    return {"mean": float(values.mean()), "ci95": interval, "n": len(values)}
+
+  whole = mean_of(behaviors != "")
   errors = Counter(found.error for group in breakdowns for found in group if found.error)
   confusion = {wanted: dict.fromkeys(SHOWN, 0) for wanted in BEHAVIORS}
   for task, group in zip(tasks, breakdowns, strict=True):
@@ -61,16 +66,12 @@ def summarise(
   return {
     "n": len(tasks),
     "samples": samples.pop(),
-    "reward_mean": mean["mean"],
-    "reward_ci95": mean["ci95"],
-    "by_behavior": _means_by(
-      [task.behavior for task in tasks], BEHAVIORS, task_means, seed, resamples
-    ),
-    "by_tool": _means_by(tools, sorted(set(tools) - {""}), task_means, seed, resamples),
+    "reward_mean": whole["mean"],
+    "reward_ci95": whole["ci95"],
+    "by_behavior": {name: mean_of(behaviors == name) for name in BEHAVIORS if name in behaviors},
+    "by_tool": {name: mean_of(tools == name) for name in sorted(set(tools.tolist()) - {""})},
     "confusion": confusion,
-    "error_rates": {
-      code: count / rewards.size for code, count in sorted(errors.items(), key=_most_first)
-    },
+    "error_rates": _shares(errors, rewards.size),
     "wrong_arguments": _wrong_argument_rates(tasks, breakdowns),
   }
 
@@ -96,7 +97,7 @@ def compare(
   Returns:
     A JSON-ready mapping: `n`, `base_mean`, `final_mean`, `difference`, `difference_ci95`,
     `relative_gain`, `relative_gain_ci95` (both None where a base mean is not positive), and
-    `by_behavior` with the same for each wanted behaviour.
+    `by_behavior` with the same for each wanted behavior.
 
   Raises:
     ValueError: the two evaluations are not of the same tasks.
@@ -120,7 +121,7 @@ def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> l
   """The names of the settings that two summaries of a split do not share.
 
   Args:
-    before: what `summarise` returns, with `settings` where they were written down.
+    before: what `summarize` returns, with `settings` where they were written down.
     after: the same, of the other evaluation.
 
   Returns:
@@ -159,23 +160,6 @@ def interval95(statistics: np.ndarray) -> list[float]:
   return [float(low), float(high)]
 
 
-def _mean_of(values: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-  return {
-    "mean": float(values.mean()),
-    "ci95": interval95(bootstrap_means(values, seed, resamples)),
-    "n": len(values),
-  }
-
-
-def _means_by(
-  names: Sequence[str], order: Sequence[str], values: np.ndarray, seed: int, resamples: int
-) -> dict[str, dict[str, Any]]:
-  names_N = np.array(names)
-  return {
-    name: _mean_of(values[names_N == name], seed, resamples) for name in order if name in names
-  }
-
-
 def _wrong_argument_rates(
   tasks: Sequence[ToolTask], breakdowns: Sequence[Sequence[RewardBreakdown]]
 ) -> dict[str, dict[str, float]]:
@@ -186,14 +170,13 @@ def _wrong_argument_rates(
       completions[task.tool_name] += len(group)
       for found in group:
         wrong[task.tool_name].update(found.wrong_arguments)
-  return {
-    tool: {
-      name: count / completions[tool]
-      for name, count in sorted(wrong[tool].items(), key=_most_first)
-    }
-    for tool in sorted(wrong)
-    if wrong[tool]
-  }
+  return {tool: _shares(wrong[tool], completions[tool]) for tool in sorted(wrong) if wrong[tool]}
+
+
+def _shares(counts: Counter[str], of: int) -> dict[str, float]:
+  """Counts as shares, the largest first."""
+  ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+  return {name: count / of for name, count in ordered}
 
 
 def _task_means(rows: Iterable[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -224,7 +207,3 @@ def _paired(base: np.ndarray, final: np.ndarray, seed: int, resamples: int) -> d
     "relative_gain": gain,
     "relative_gain_ci95": gain_ci95,
   }
-
-
-def _most_first(item: tuple[str, int]) -> tuple[int, str]:
-  return -item[1], item[0]

@@ -1,6 +1,4 @@
-"""Before and after as a table: one row for each split and behaviour, as text or Markdown."""
-
-from __future__ import annotations
+"""Before and after as a table: one row for each split and behavior, as text or Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +12,14 @@ def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Row, list[Ro
   """The header and rows of one evaluation: mean reward with its interval.
 
   Args:
-    summaries: by split, what `scores.summarise` returns.
+    summaries: by split, what `scores.summarize` returns.
   """
-  header: Row = ("split", "behaviour", "tasks", "reward [95% interval]")
-  rows: list[Row] = []
-  for split, summary in summaries.items():
-    for label, found in _lines(summary):
-      rows.append((split, label, str(found["n"]), _value(found["mean"], found["ci95"])))
-  return header, rows
+  rows: list[Row] = [
+    (split, label, str(found["n"]), _mean_text(found))
+    for split, summary in summaries.items()
+    for label, found in means_of(summary).items()
+  ]
+  return ("split", "behaviour", "tasks", "reward [95% interval]"), rows
 
 
 def gain_rows(
@@ -32,7 +30,7 @@ def gain_rows(
   """The header and rows of a comparison: before, after, difference and relative gain.
 
   Args:
-    base: by split, what `scores.summarise` returns, before.
+    base: by split, what `scores.summarize` returns, before.
     final: the same, after.
     comparisons: by split, what `scores.compare` returns; a split without one gets no difference.
   """
@@ -41,42 +39,38 @@ def gain_rows(
     "difference [95%]", "relative gain [95%]",
   )  # fmt: skip
   rows: list[Row] = []
-  for split in base:
-    if split not in final:
-      continue
-    after = dict(_lines(final[split]))
-    for label, found in _lines(base[split]):
-      if label not in after:
-        continue
-      compared = comparisons.get(split, {})
-      if label != "all":
-        compared = compared.get("by_behavior", {}).get(label, {})
-      rows.append(
-        (
-          split,
-          label,
-          str(found["n"]),
-          _value(found["mean"], found["ci95"]),
-          _value(after[label]["mean"], after[label]["ci95"]),
-          _difference(compared),
-          _gain(compared),
-        )
-      )
+  for split in (split for split in base if split in final):
+    before, after = means_of(base[split]), means_of(final[split])
+    compared = comparisons.get(split, {})
+    compared = {"all": compared, **compared.get("by_behavior", {})}
+    for label in (label for label in before if label in after):
+      means = (_mean_text(found[label]) for found in (before, after))
+      difference = compared.get(label, {})
+      gains = interval_text(difference, "difference", "+.3f"), gain_text(difference)
+      rows.append((split, label, str(before[label]["n"]), *means, *gains))
   return header, rows
 
 
-def as_text(header: Row, rows: Sequence[Row], *, grouped: bool = True) -> str:
-  """The table in columns, for a terminal; `grouped` parts rows whose first cells differ."""
-  widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-  lines = ["  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True))]
-  lines.append("  ".join("-" * width for width in widths))
-  previous = rows[0][0] if rows else ""
-  for row in rows:
-    if grouped and row[0] != previous:
+def as_text(
+  header: Row, rows: Sequence[Row], *, grouped: bool = True, numbers: bool = False
+) -> str:
+  """The table in columns, for a terminal.
+
+  Args:
+    header: the titles of the columns.
+    rows: as many cells each.
+    grouped: an empty line parts rows whose first cells differ.
+    numbers: all columns but the first are numbers, which end at the right.
+  """
+  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  formats = [f"{{:{'>' if numbers and column else '<'}{w}}}" for column, w in enumerate(widths)]
+  line = lambda row: "  ".join(formats).format(*row).rstrip()
+  lines = [line(header), line(["-" * width for width in widths])]
+  for number, row in enumerate(rows):
+    if grouped and number and row[0] != rows[number - 1][0]:
       lines.append("")
-    previous = row[0]
-    lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-  return "\n".join(line.rstrip() for line in lines)
+    lines.append(line(row))
+  return "\n".join(lines)
 
 
 def as_markdown(header: Row, rows: Sequence[Row]) -> str:
@@ -87,26 +81,25 @@ def as_markdown(header: Row, rows: Sequence[Row]) -> str:
   )
 
 
-def _lines(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-  """The summary as lines of a table: all tasks, then each behaviour."""
+def means_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """The mean, interval and number of all tasks of a summary and of each behavior, by name."""
   whole = {"mean": summary["reward_mean"], "ci95": summary["reward_ci95"], "n": summary["n"]}
   by_behavior = summary["by_behavior"]
-  return [("all", whole), *((name, by_behavior[name]) for name in BEHAVIORS if name in by_behavior)]
+  return {"all": whole} | {name: by_behavior[name] for name in BEHAVIORS if name in by_behavior}
 
 
-def _value(mean: float, ci95: Sequence[float]) -> str:
-  return f"{mean:.3f} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
-
-
-def _difference(compared: Mapping[str, Any]) -> str:
-  if not compared:
+def interval_text(compared: Mapping[str, Any], name: str, form: str) -> str:
+  """A figure of `scores.compare` with its interval; a dash where there is none."""
+  if compared.get(name) is None:
     return "-"
-  low, high = compared["difference_ci95"]
-  return f"{compared['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+  low, high = compared[f"{name}_ci95"]
+  return f"{compared[name]:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def _gain(compared: Mapping[str, Any]) -> str:
-  if not compared or compared["relative_gain"] is None:
-    return "-"
-  low, high = compared["relative_gain_ci95"]
-  return f"{compared['relative_gain']:+.0%} [{low:+.0%}, {high:+.0%}]"
+def gain_text(compared: Mapping[str, Any]) -> str:
+  """The relative gain of `scores.compare` with its interval."""
+  return interval_text(compared, "relative_gain", "+.0%")
+
+
+def _mean_text(found: Mapping[str, Any]) -> str:
+  return f"{found['mean']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]"

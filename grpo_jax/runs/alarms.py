@@ -1,10 +1,8 @@
-"""Signs that a run goes wrong, read off its metrics, each with what to try.
+"""Checks of a run's metrics for known failures, each with what to try.
 
 An alarm is a pure function of the metrics so far, so a resumed run raises the same ones. None of
 them stops a run: they stand in metrics.jsonl (`alarms/<name>`), in the log and in the report.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ RECENT = 5  # steps that are looked at together
 BEFORE = 20  # steps of a run's own history that the recent ones are compared with
 NO_ENTROPY = 0.02  # nats per token: the policy hardly samples any more
 KL_LIMIT = 0.5  # nats per token: far above what a policy that still speaks well shows
+MISMATCH = "sampling/sampling_logp_difference/mean"
 MISMATCH_LIMIT = 0.05  # nats per token, mean: sampler and trainer are not the same policy
 LENGTH_FACTOR = 2.0  # completions so many times longer than at the start,
 LENGTH_CUT = 0.25  # and this share of them cut at the limit
@@ -25,7 +24,7 @@ REWARD_RISE = 0.2  # and of so much at least, within a few steps
 
 @dataclass(frozen=True)
 class Alarm:
-  """One sign.
+  """One check.
 
   Attributes:
     name: as in metrics.jsonl, behind `alarms/`.
@@ -55,50 +54,35 @@ def _values(lines: Sequence[Line], name: str) -> list[float]:
   return [value for value in found if value is not None and math.isfinite(value)]
 
 
-def _recent(lines: Sequence[Line], name: str) -> float | None:
-  """The mean of the last few steps; None until there are that many."""
+# What is not there is NaN, which no comparison holds for.
+def _first(lines: Sequence[Line], name: str) -> float:
+  """The first finite value of a metric, or NaN."""
+  return next(iter(_values(lines, name)), math.nan)
+
+
+def _recent(lines: Sequence[Line], name: str) -> float:
+  """The mean of the last few steps; NaN until there are that many."""
   found = _values(lines[-RECENT:], name)
-  return fmean(found) if len(found) == RECENT else None
+  return fmean(found) if len(found) == RECENT else math.nan
 
 
 def _entropy_collapse(lines: Sequence[Line]) -> bool:
   now = _recent(lines, "entropy")
-  return now is not None and now < NO_ENTROPY and now < _values(lines, "entropy")[0] / 2
-
-
-def _kl_blow_up(lines: Sequence[Line]) -> bool:
-  return any(value > KL_LIMIT for value in _values(lines[-1:], "kl"))
-
-
-def _mismatch(lines: Sequence[Line]) -> bool:
-  found = _values(lines[-1:], "sampling/sampling_logp_difference/mean")
-  return any(value > MISMATCH_LIMIT for value in found)
-
-
-def _no_variance(lines: Sequence[Line]) -> bool:
-  now = _recent(lines, "frac_reward_zero_std")
-  return now is not None and now >= 1.0
+  return now < NO_ENTROPY and now < _first(lines, "entropy") / 2
 
 
 def _length_explosion(lines: Sequence[Line]) -> bool:
   lengths, cut = (_recent(lines, f"completions/{n}") for n in ("mean_length", "clipped_ratio"))
-  if lengths is None or cut is None or len(lines) < 2 * RECENT:
-    return False
-  start = fmean(_values(lines[:RECENT], "completions/mean_length") or [math.inf])
-  return lengths > LENGTH_FACTOR * start and cut > LENGTH_CUT
+  start = _recent(lines[:RECENT], "completions/mean_length")
+  return len(lines) >= 2 * RECENT and lengths > LENGTH_FACTOR * start and cut > LENGTH_CUT
 
 
 def _reward_leap(lines: Sequence[Line]) -> bool:
-  now = _recent(lines, "reward")
   before = _values(lines[-RECENT - BEFORE : -RECENT], "reward")
-  if now is None or len(before) < BEFORE:
+  if len(before) < BEFORE:
     return False
-  rise = now - fmean(before)
+  rise = _recent(lines, "reward") - fmean(before)
   return rise > REWARD_RISE and rise > REWARD_DEVIATIONS * pstdev(before)
-
-
-def _skipped(lines: Sequence[Line]) -> bool:
-  return any(_values(lines[-1:], "skipped_updates"))
 
 
 ALARMS = (
@@ -112,19 +96,19 @@ ALARMS = (
     "kl_blow_up",
     f"the KL to the start is above {KL_LIMIT} nats per token",
     "lower --learning_rate or --clip_norm, or add --kl_weight; look at the completions",
-    _kl_blow_up,
+    lambda lines: _first(lines[-1:], "kl") > KL_LIMIT,
   ),
   Alarm(
     "sampler_mismatch",
     f"sampler and trainer differ by more than {MISMATCH_LIMIT} nats per token",
     "use --dtype=float32, or fewer --inner_updates and --minibatches; with one update it is a bug",
-    _mismatch,
+    lambda lines: _first(lines[-1:], MISMATCH) > MISMATCH_LIMIT,
   ),
   Alarm(
     "no_variance",
     f"no group had two different rewards for {RECENT} steps: nothing is learned",
     "use easier or harder tasks, a reward with more tiers, a larger --group_size or --temperature",
-    _no_variance,
+    lambda lines: _recent(lines, "frac_reward_zero_std") >= 1.0,
   ),
   Alarm(
     "length_explosion",
@@ -142,6 +126,6 @@ ALARMS = (
     "skipped_update",
     "a loss or gradient was not finite, so the update was skipped",
     "look at bad_steps/; lower --learning_rate or --clip_norm, or use --dtype=float32",
-    _skipped,
+    lambda lines: _first(lines[-1:], "skipped_updates") > 0,
   ),
 )

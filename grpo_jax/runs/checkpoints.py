@@ -4,14 +4,11 @@ A checkpoint counts once it is sealed: `SHA256SUMS` in its folder (the format of
 lists every file of it, and is written last. What a crash cut off or a disk damaged is seen by that.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -42,21 +39,16 @@ class Checkpoints:
     self._seals: dict[int, threading.Thread] = {}
     self._written = threading.Event()  # orbax is done with all that was saved
     evaluated = lambda found: found["eval"]
+    best = BestN(n=1, get_metric_fn=evaluated, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
       self._dir,
       item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(
-          [
-            LatestN(keep),
-            BestN(n=1, get_metric_fn=evaluated, keep_checkpoints_without_metrics=False),
-          ]
-        ),
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
         best_fn=evaluated,  # without it metrics are not stored, and forgotten by the next process
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
-        enable_async_checkpointing=True,
       ),
     )
 
@@ -188,13 +180,8 @@ class Checkpoints:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    if error is not None and jax.process_count() > 1:
+  def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    if error and jax.process_count() > 1:
       return  # closing waits for all hosts, and one that failed must not wait for one that is gone
     try:
       self.wait()

@@ -1,9 +1,8 @@
-"""What a person sees of a run: our own words and a bar; everything else goes into `log.txt`."""
-
-from __future__ import annotations
+"""Console output of a run: our own log and a progress bar; all else goes into `log.txt`."""
 
 import contextlib
 import logging
+import logging.handlers
 import os
 import sys
 import time
@@ -25,17 +24,10 @@ class Progress:
     steps: how many there are in all.
     shown: False shows nothing.
     stream: where to.
-    line_seconds: between two lines.
   """
 
   def __init__(
-    self,
-    first: int,
-    steps: int,
-    *,
-    shown: bool = True,
-    stream: TextIO | None = None,
-    line_seconds: float = LINE_SECONDS,
+    self, first: int, steps: int, *, shown: bool = True, stream: TextIO | None = None
   ) -> None:
     self._first, self._steps, self._stream = first, steps, stream or sys.stderr
     self._lines = shown and not self._stream.isatty()
@@ -43,7 +35,6 @@ class Progress:
       total=steps, desc="GRPO", initial=first, unit="step", file=self._stream,
       disable=not shown or self._lines,
     )  # fmt: skip
-    self._line_seconds = line_seconds
     self._began = self._said = time.monotonic()
 
   def __iter__(self) -> Iterator[int]:
@@ -55,7 +46,7 @@ class Progress:
     self._bar.set_postfix(values, refresh=False)
     self._bar.update(done - self._bar.n)
     now = time.monotonic()
-    if self._lines and (now - self._said >= self._line_seconds or done == self._steps):
+    if self._lines and (now - self._said >= LINE_SECONDS or done == self._steps):
       self._said = now
       each = (now - self._began) / (done - self._first)
       left = time.strftime("%H:%M:%S", time.gmtime(each * (self._steps - done)))
@@ -66,7 +57,7 @@ class Progress:
       )  # fmt: skip
 
 
-class LogFile(logging.Handler):
+class LogFile(logging.handlers.MemoryHandler):
   """Writes records to `log.txt` of a run folder, from when the run has begun.
 
   What comes before waits: a run that is refused leaves no folder.
@@ -76,32 +67,19 @@ class LogFile(logging.Handler):
   """
 
   def __init__(self, run_dir: Path) -> None:
-    super().__init__()
-    self._folder = run_dir
-    self._waiting: list[str] = []
-    self._file: TextIO | None = None
-    self.setFormatter(
-      logging.Formatter("%(asctime)s %(levelname).1s %(name)s:%(lineno)d %(message)s")
-    )
+    self._config = run_dir / "config.json"
+    self._file = logging.FileHandler(run_dir / "log.txt", "a", "utf-8", delay=True, errors="replace")
+    form = "%(asctime)s %(levelname).1s %(name)s:%(lineno)d %(message)s"
+    self._file.setFormatter(logging.Formatter(form))
+    super().__init__(0, target=self._file, flushOnClose=False)
 
-  def emit(self, record: logging.LogRecord) -> None:
-    """Writes a record, after those that waited."""
-    try:
-      self._waiting.append(self.format(record) + "\n")
-      if self._file is None and (self._folder / "config.json").exists():
-        self._file = (self._folder / "log.txt").open("a", encoding="utf-8", errors="replace")
-      if self._file is not None:
-        self._file.write("".join(self._waiting))
-        self._file.flush()
-        self._waiting.clear()
-    except Exception:
-      self.handleError(record)
+  def shouldFlush(self, record: logging.LogRecord) -> bool:
+    """Whether the file may be made."""
+    return self._config.exists()
 
   def close(self) -> None:
     """Closes the file."""
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    self._file.close()
     super().close()
 
 

@@ -1,6 +1,4 @@
-"""A run folder: held by one process at a time, read as far as its lines are whole."""
-
-from __future__ import annotations
+"""The run folder: a lock for one process at a time, and JSONL read up to the first bad line."""
 
 import contextlib
 import errno
@@ -25,7 +23,7 @@ class FolderInUse(ValueError):
 
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-  """Holds the run folder against every other process; the system frees it when this one dies.
+  """Locks the run folder against other processes; the kernel frees the lock when this one dies.
 
   A file system without locks cannot do that: a warning says so, and the run goes on. What ends in
   an error leaves neither a lock nor an empty folder that it made itself.
@@ -34,24 +32,19 @@ def claimed(run_dir: Path) -> Iterator[None]:
     FolderInUse: another process holds it.
     OSError: the folder cannot be made or written.
   """
-  new = missing_folders(run_dir)
-  lock = run_dir / ".lock"
-  try:
+  new, lock = missing_folders(run_dir), run_dir / ".lock"
+  with contextlib.ExitStack() as undone:  # on an error, the last first
+    undone.callback(remove_empty, new)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock_is_new = not lock.exists()
-    with _locked(lock) as file:
-      file.truncate(0)
-      file.write(f"{os.getpid()}\n")
-      file.flush()
-      try:
-        yield
-      except BaseException:
-        if lock_is_new:
-          lock.unlink(missing_ok=True)
-        raise
-  except BaseException:
-    remove_empty(new)
-    raise
+    file = undone.enter_context(_locked(lock))
+    if lock_is_new:
+      undone.callback(lock.unlink, missing_ok=True)
+    file.truncate(0)
+    print(os.getpid(), file=file, flush=True)
+    yield
+    undone.pop_all()
+    file.close()
 
 
 def _locked(lock: Path) -> TextIO:

@@ -4,8 +4,6 @@ Every process runs the same program. Arrays are global; files, logs and trackers
 With one process everything here is the identity.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """What is installed: the policy and presets that come with the package, the commit of the code."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

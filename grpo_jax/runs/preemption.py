@@ -1,8 +1,5 @@
 """Preemption: the first SIGTERM or SIGINT asks for a checkpoint, the second leaves at once."""
 
-from __future__ import annotations
-
-import abc
 import contextlib
 import logging
 import os
@@ -10,13 +7,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+from typing import Self
 
 from grpo_jax.runs import hosts
 
 # sysexits' EX_TEMPFAIL: try again later. Launchers can tell it from a failure.
-EXIT_STOPPED = 75
+EXIT_STOPPED = os.EX_TEMPFAIL
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger(__name__)
 
@@ -25,43 +22,34 @@ class Stopped(Exception):
   """The run was asked to stop, and has been checkpointed."""
 
 
-class _Handlers(abc.ABC):
-  """Signals go to `_handle` while it is entered (in the main thread; elsewhere it does nothing)."""
-
-  def __init__(self) -> None:
-    self._before: dict[signal.Signals, Any] = {}
+class _Handlers:
+  """Installs `_handle` for signals while it is entered; does nothing outside the main thread."""
 
   def _signals(self) -> Sequence[signal.Signals]:
     return SIGNALS
 
-  @abc.abstractmethod
   def _handle(self, number: int, frame: FrameType | None) -> None:
-    """What happens at a signal."""
+    raise NotImplementedError
 
   def __enter__(self) -> Self:
-    if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._handle) for number in self._signals()}
+    in_main = threading.current_thread() is threading.main_thread()
+    wanted = self._signals() if in_main else ()
+    self._before = {number: signal.signal(number, self._handle) for number in wanted}
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
 
 class StopSignals(_Handlers):
-  """Catches the signals while it is entered (in the main thread; elsewhere it does nothing)."""
+  """Turns the first SIGTERM or SIGINT into a request to stop, which `check` raises."""
 
   def __init__(self) -> None:
-    super().__init__()
     self._requested = ""
 
   def check(self) -> None:
-    """Ends what the caller does, between two phases, if a stop was asked for on any host.
+    """Raises `Stopped` if a stop was requested on any host; to be called between two phases.
 
     Every host must call this equally often: they agree on the answer.
 
@@ -80,7 +68,6 @@ class StopSignals(_Handlers):
     )
 
 
-
 class ChildRuns(_Handlers):
   """Runs training scripts one by one; a signal goes to the one that runs, which is waited for.
 
@@ -93,7 +80,6 @@ class ChildRuns(_Handlers):
   """
 
   def __init__(self) -> None:
-    super().__init__()
     self.stopped_by = ""
     self._running: int | None = None
     self._pending: int | None = None

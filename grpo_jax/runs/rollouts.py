@@ -1,6 +1,4 @@
-"""What a step's completions were: their rewards, their metrics, and the record of them."""
-
-from __future__ import annotations
+"""The completions of a step: scoring, metrics and the JSONL record."""
 
 import dataclasses
 import json
@@ -22,7 +20,7 @@ from grpo_jax.types import Rollout
 
 @dataclass(frozen=True)
 class ScoredRollout:
-  """A step's completions as text, and what a reward says of them; on every host those of all.
+  """A step's completions as text, with their reward breakdowns; the same on every host.
 
   Attributes:
     texts: P * G of them, group after group.
@@ -41,7 +39,7 @@ class ScoredRollout:
 
 @dataclass
 class StepRecord:
-  """What is to be recorded of a step; filled while it is taken.
+  """What is logged and recorded of a training step; filled in while it runs.
 
   Attributes:
     step: its number, from 0.
@@ -83,26 +81,22 @@ def score_rollout(
   ]
   own = hosts.share(len(texts))
   before = Counter(reward.failures())
-  # Normalisation looks at the whole batch, of which this host has a share.
+  # Normalization looks at the whole batch, of which this host has a share.
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
   found = plain.score_batch(texts[own], [task for task in tasks for _ in range(group)][own])
-  failed = Counter(reward.failures()) - before
-  codes = {code: failed[code] for code in reward.failures()}
-  said = reward.first_traceback
-  told = hosts.gather_text(json.dumps([[dataclasses.asdict(b) for b in found], codes, said]))
-  if len(told) > 1:
-    parts = [json.loads(text) for text in told]
-    found = [_breakdown(values) for scored, _, _ in parts for values in scored]
-    codes = {}
-    for _, counts, _ in parts:
-      codes = {code: codes.get(code, 0) + counts.get(code, 0) for code in codes | counts}
-    said = next((text for _, _, text in parts if text), "")
+  failed = {code: count - before[code] for code, count in reward.failures().items()}
+  ours = [dataclasses.asdict(breakdown) for breakdown in found], failed, reward.first_traceback
+  told = [json.loads(text) for text in hosts.gather_text(json.dumps(ours))]
+  found = [_breakdown(values) for scored, _, _ in told for values in scored]
   if isinstance(reward, CombinedReward):
     found = reward.standardised(found)
-  failures: dict[str, float] = {"rewards/failures": sum(codes.values())}
-  failures |= {f"rewards/failures/{code}": n for code, n in codes.items()}
+  failures = Counter({"rewards/failures": 0})
+  for code, count in ((code, n) for _, counts, _ in told for code, n in counts.items()):
+    failures["rewards/failures"] += count
+    failures[f"rewards/failures/{code}"] += count
+  first = next((said for _, _, said in told if said), "")
   totals = np.asarray([breakdown.total for breakdown in found], np.float32)
-  return ScoredRollout(texts, found, totals.reshape(prompts, group), failures, said)
+  return ScoredRollout(texts, found, totals.reshape(prompts, group), failures, first)
 
 
 def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> dict[str, float]:
@@ -189,16 +183,13 @@ def write_bad_step(run_dir: Path, record: StepRecord) -> Path:
   rollout = record.drawn
   path = run_dir / "bad_steps" / f"step_{record.step:06d}.npz"
   path.parent.mkdir(exist_ok=True)
+  names = ("tokens", "completion_mask", "loss_mask", "logp", "sampled_logp")
   np.savez(
     path,
     prompt_tokens=rollout.prompts.tokens,
     prompt_mask=rollout.prompts.mask,
-    tokens=rollout.tokens,
-    completion_mask=rollout.completion_mask,
-    loss_mask=rollout.loss_mask,
-    logp=rollout.logp,
-    sampled_logp=rollout.sampled_logp,
     rewards=record.scored.rewards,
+    **{name: getattr(rollout, name) for name in names},
   )
   return path
 

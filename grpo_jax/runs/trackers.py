@@ -1,6 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and MLflow when asked."""
-
-from __future__ import annotations
+"""Metric logging: metrics.jsonl always, TensorBoard and MLflow when asked."""
 
 import importlib
 import json
@@ -11,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
 from grpo_jax.files.atomic import write_text
@@ -27,7 +24,7 @@ MLFLOW_PARAMS_AT_ONCE, MLFLOW_PARAM_LENGTH = 100, 6000
 
 
 class Tracker(Protocol):
-  """A place that takes metrics beside metrics.jsonl."""
+  """A metrics backend beside metrics.jsonl."""
 
   def log(self, step: int, metrics: Mapping[str, float]) -> None:
     """Takes the metrics of one step; what is not finite has been left out."""
@@ -71,7 +68,8 @@ class Tracking:
       name: openers[name](run_dir, start_step, config or {}) for name in dict.fromkeys(track)
     }
     path = run_dir / "metrics.jsonl"
-    _drop_steps(path, start_step)
+    if path.exists():
+      write_text(path, "".join(text for text, _ in whole_lines(path)[:start_step]))
     self._file = path.open("a", encoding="utf-8")
 
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -117,13 +115,8 @@ class Tracking:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self.close(failed=kind is not None)
+  def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    self.close(failed=error is not None)
 
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
@@ -175,20 +168,22 @@ class _MLflow:
       self._run_id = id_file.read_text().strip()
       self._client.update_run(self._run_id, status="RUNNING")
       return
-    experiment = self._client.get_experiment_by_name(MLFLOW_EXPERIMENT)
-    experiment_id = (
-      experiment.experiment_id
-      if experiment
-      else self._client.create_experiment(
-        MLFLOW_EXPERIMENT, artifact_location=(beside / "mlflow").as_uri() if local else None
-      )
-    )
+    if experiment := self._client.get_experiment_by_name(MLFLOW_EXPERIMENT):
+      experiment_id = experiment.experiment_id
+    else:
+      artifacts = (beside / "mlflow").as_uri() if local else None
+      experiment_id = self._client.create_experiment(MLFLOW_EXPERIMENT, artifacts)
     run = self._client.create_run(experiment_id, run_name=run_dir.resolve().name)
     self._run_id = run.info.run_id
     write_text(id_file, self._run_id + "\n")
+    import jax  # here, for who reads metrics does without
+
+    leaves = jax.tree.leaves_with_path(config, is_leaf=lambda x: not isinstance(x, dict))
     params = [
-      library.entities.Param(name, str(value)[:MLFLOW_PARAM_LENGTH])
-      for name, value in _flat(config).items()
+      library.entities.Param(
+        jax.tree_util.keystr(path, simple=True, separator="."), str(value)[:MLFLOW_PARAM_LENGTH]
+      )
+      for path, value in leaves
     ]
     for start in range(0, len(params), MLFLOW_PARAMS_AT_ONCE):
       self._client.log_batch(self._run_id, params=params[start : start + MLFLOW_PARAMS_AT_ONCE])
@@ -212,26 +207,9 @@ def _library(module: str, extra: TrackerName) -> Any:
     ) from error
 
 
-def _drop_steps(path: Path, start_step: int) -> None:
-  """Keeps the lines of the steps before `start_step`; a damaged line ends what is kept."""
-  if path.exists():
-    write_text(path, "".join(text for text, _ in whole_lines(path)[:start_step]))
-
-
 def _number(value: Any) -> int | float:
   """A plain number from a number or an array of one."""
   plain = value.item() if hasattr(value, "item") else value
   if isinstance(plain, bool | int | float):
     return plain
   raise TypeError(f"a metric must be a number, got {value!r}")
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings as `outer.inner` names."""
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat.update(_flat(value, f"{prefix}{name}."))
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat

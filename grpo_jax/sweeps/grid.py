@@ -1,7 +1,5 @@
 """The grid of a sweep: which training runs it is made of."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence

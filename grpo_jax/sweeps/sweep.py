@@ -1,14 +1,13 @@
-"""Sweeps: every cell of a grid a training run of its own, and one table of them all.
+"""Sweeps: one training run for each cell of a grid, and a table of all runs.
 
 Every cell runs in its own process, so that its memory and compiled programs are gone when the next
 one starts. A cell that has finished is not run again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from grpo_jax.files.atomic import write_text
+from grpo_jax.files.atomic import write_json, write_text
 from grpo_jax.files.redaction import without_secrets
-from grpo_jax.report.plots import BLUE, DPI, GREY
+from grpo_jax.report.plots import BLUE, DPI, GRAY, style
 from grpo_jax.report.scores import compare
-from grpo_jax.report.tables import Row, as_markdown, as_text
+from grpo_jax.report.tables import Row, as_markdown, as_text, gain_text
+from grpo_jax.report.templates import TEMPLATES
 from grpo_jax.rewards import score
 from grpo_jax.runs.folder import missing_folders, remove_empty
 from grpo_jax.runs.preemption import EXIT_STOPPED, ChildRuns, Stopped
@@ -78,8 +78,9 @@ def run_sweep(
   passed_on: Sequence[str] = (),
   *,
   own_flags: Collection[str],
+  dry_run: bool = False,
 ) -> list[str]:
-  """Runs every cell that has not finished, and writes the results after each.
+  """Lists the cells, runs those that have not finished, and writes the results after each.
 
   A cell that fails is reported and the others go on, unless the first one cannot even claim its
   folder: then the arguments of all are at fault.
@@ -90,6 +91,7 @@ def run_sweep(
     command: the training script.
     passed_on: more arguments of it, for every cell.
     own_flags: flags that `passed_on` must not hold, since the sweep sets them.
+    dry_run: list the cells and stop.
 
   Returns:
     The names of the cells that failed.
@@ -100,6 +102,9 @@ def run_sweep(
     Stopped: a signal asked for it; the cell that ran has a checkpoint to go on from.
   """
   check_sweep(cells, sweep_dir, passed_on, own_flags)
+  print("\n".join([f"{len(cells)} runs", *(f"  {cell.name}" for cell in cells)]), flush=True)
+  if dry_run:
+    return []
   # Cells of the same shapes share their compiled programs through the disk.
   environment = {"JAX_COMPILATION_CACHE_DIR": str(sweep_dir / ".jax_cache"), **os.environ}
   failed, started = [], False
@@ -114,9 +119,8 @@ def run_sweep(
       print(f"[{number}/{len(cells)}] {cell.name}", flush=True)
       arguments = [*cell.arguments, *passed_on]
       new = missing_folders(folder)
-      folder.mkdir(parents=True, exist_ok=True)
       record = {"arguments": without_secrets(arguments)}
-      _write_json(folder / RECORD, record)
+      write_json(folder / RECORD, record)
       status, peak_gib = running.run([*command, f"--run_dir={folder}", *arguments], environment)
       claimed = (folder / "config.json").exists()
       started |= claimed
@@ -131,23 +135,25 @@ def run_sweep(
         print(f"{cell.name} failed with exit status {status}", file=sys.stderr, flush=True)
         failed.append(cell.name)
       else:
-        _write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
+        write_json(folder / RECORD, {**record, "peak_memory_gib": peak_gib})
         write_results(cells, sweep_dir)
+  print(f"\n{write_results(cells, sweep_dir)}\n\nsweep folder: {sweep_dir}")
+  if failed:
+    print(f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
   return failed
 
 
 def check_sweep(
   cells: Sequence[Cell], sweep_dir: Path, passed_on: Sequence[str], own_flags: Collection[str]
 ) -> None:
-  """Refuses what can be known to be wrong before any work; takes what `run_sweep` takes.
+  """Validates a sweep before any run starts; takes the arguments of `run_sweep`.
 
   Raises:
     ValueError: cells or arguments that contradict each other, or a sweep folder of other settings.
   """
-  names = [cell.name for cell in cells]
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"two cells would share the folder {twice}")
+  name, count = Counter(cell.name for cell in cells).most_common(1)[0]
+  if count > 1:
+    raise ValueError(f"two cells would share the folder {name}")
   for argument in passed_on:
     flag = argument.lstrip("-").partition("=")[0]
     if not argument.startswith("--") or not flag:
@@ -161,10 +167,8 @@ def check_sweep(
   for cell in cells:
     record = sweep_dir / cell.name / RECORD
     if record.exists():
-      then, now = (
-        set(without_secrets(arguments))
-        for arguments in (_read_json(record)["arguments"], [*cell.arguments, *passed_on])
-      )
+      then = set(without_secrets(_read_json(record)["arguments"]))
+      now = set(without_secrets([*cell.arguments, *passed_on]))
       if then != now:
         raise ValueError(
           f"{record.parent} was run with {' '.join(sorted(then - now)) or 'less'} and now with "
@@ -188,24 +192,18 @@ def write_results(cells: Sequence[Cell], sweep_dir: Path) -> str:
     return ""
   groups = over_seeds(found)
   header, rows = results_table(groups)
-  missing = f" ({len(cells) - len(found)} missing)" if len(found) < len(cells) else ""
-  notes = (
-    f"{len(found)} of {len(cells)} runs{missing}. Every run is scored by the `{SCORED_BY}` reward "
-    "with its default numbers, greedy, whatever it was trained with. Seeds are averaged task by "
-    "task; intervals are paired bootstraps over tasks and say nothing about seeds, whose own "
-    "scores stand in the last column. Minutes are those of training steps, compilation included "
-    "and evaluation not."
-  )
-  text = f"# {sweep_dir.name}\n\n{as_markdown(header, rows)}\n\n{notes}\n\n![after](sweep.png)\n"
-  write_text(sweep_dir / "sweep.md", text)
+  template = TEMPLATES.get_template("sweep.txt.j2")
+  counts = {"done": len(found), "all": len(cells), "scored_by": SCORED_BY}
+  text = template.render(counts, table=as_markdown(header, rows))
+  write_text(sweep_dir / "sweep.md", f"# {sweep_dir.name}\n\n{text}\n\n![after](sweep.png)\n")
   runs = [{name: value for name, value in run.items() if name != "rows"} for run in found]
-  _write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
+  write_json(sweep_dir / "sweep.json", {"scored_by": SCORED_BY, "runs": runs, "settings": groups})
   draw_results(groups).savefig(sweep_dir / "sweep.png", dpi=DPI)
-  return f"{as_text(header, rows)}\n\n{notes}"
+  return template.render(counts, table=as_text(header, rows))
 
 
 def cell_results(cell: Cell, sweep_dir: Path) -> dict[str, Any]:
-  """What came of one finished cell, its saved completions scored anew by `SCORED_BY`.
+  """The results of a finished cell, its saved completions scored again by `SCORED_BY`.
 
   Returns:
     `name`, `settings`, by split `scores.compare` in `splits`, the mean reward that it was trained
@@ -214,15 +212,11 @@ def cell_results(cell: Cell, sweep_dir: Path) -> dict[str, Any]:
   folder = sweep_dir / cell.name
   config = _read_json(folder / "config.json")
   metrics = read_metrics(folder / "metrics.jsonl")
-  rows: dict[str, tuple[list, list]] = {}
+  parse, rows = config["reward_config"]["parse"], {}
   for split, source in config["eval_data"]:
     tasks = read_tasks(source, config["data_seed"])
-    parse = config["reward_config"]["parse"]
-    before, after = (
-      rescored(folder / "eval" / f"{when}_{split}.jsonl", tasks, parse)
-      for when in ("base", "final")
-    )
-    rows[split] = before, after
+    paths = (folder / "eval" / f"{when}_{split}.jsonl" for when in ("base", "final"))
+    rows[split] = [rescored(path, tasks, parse) for path in paths]
   own = _read_json(folder / "eval_final.json")
   return {
     "name": cell.name,
@@ -287,26 +281,19 @@ def results_table(groups: Sequence[Mapping[str, Any]]) -> tuple[Row, list[Row]]:
   for split in groups[0]["splits"]:
     for group in groups:
       found = group["splits"][split]
-      gain = "-"
-      if found["relative_gain"] is not None:
-        low, high = found["relative_gain_ci95"]
-        gain = f"{found['relative_gain']:+.0%} [{low:+.0%}, {high:+.0%}]"
-      by_behavior = found["by_behavior"]
-      peak = group["peak_memory_gib"]
+      by_behavior, peak = found["by_behavior"], group["peak_memory_gib"]
+      seeds = zip(group["seeds"], found["each_seed"], strict=True)
       rows.append(
         (
           split,
           *(as_flag(group["settings"].get(axis, "-")) for axis in axes),
           f"{found['base_mean']:.3f}",
           f"{found['final_mean']:.3f}",
-          gain,
+          gain_text(found),
           *(f"{by_behavior[b]['final_mean']:.3f}" if b in by_behavior else "-" for b in BEHAVIORS),
           f"{group['minutes']:.1f}",
           f"{peak:.1f}" if peak else "-",
-          " ".join(
-            f"{seed}: {mean:.3f}"
-            for seed, mean in zip(group["seeds"], found["each_seed"], strict=True)
-          ),
+          " ".join(f"{seed}: {mean:.3f}" for seed, mean in seeds),
         )
       )
   return header, rows
@@ -323,10 +310,9 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
   figure = Figure(figsize=(4.4 * len(splits) + 1.2, height), layout="constrained")
   panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
   for axes, split in zip(panels, splits, strict=True):
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    style(axes, grid="x")
     base = groups[0]["splits"][split]["base_mean"]
-    axes.axvline(base, color=GREY, linestyle="--", linewidth=1, label="before")
+    axes.axvline(base, color=GRAY, linestyle="--", linewidth=1, label="before")
     for place, group in enumerate(groups):
       found = group["splits"][split]
       axes.plot(found["each_seed"], [place] * len(found["each_seed"]), "o", mfc="none", mec=BLUE)
@@ -341,7 +327,3 @@ def draw_results(groups: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _read_json(path: Path) -> Any:
   return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-  write_text(path, json.dumps(content, indent=2) + "\n")

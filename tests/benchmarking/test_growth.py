@@ -36,7 +36,7 @@ def test_axes_cross_in_their_middles():
   along = points_along(axes, base)
   assert [point.group_size for point in along["group_size"]] == [2, 4, 8]
   assert all(base in points for points in along.values())
-  assert along["width"][2].policy.num_heads == 6
+  assert along["width"][2].config.num_heads == 6
   small = along["width"][0]
   # Embedding; q, k, v with biases, o, the MLP and two norms; the last norm.
   assert small.parameters == 4096 * 128 + 128 * 3 * 128 + 3 * 128 + 128**2 + 3 * 128 * 512 + 3 * 128

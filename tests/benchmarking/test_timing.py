@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def test_a_timed_step_samples_full_lengths_and_moves_the_policy(step):
   timed = step.run()
   assert 0 < timed.sample + timed.update <= timed.total
   assert timed.cpu > 0
-  assert math.isnan(timed.foreign) or 0 <= timed.foreign <= 1.01
+  assert 0 <= timed.foreign <= 1.01
   assert (timed.tokens, timed.equal_groups) == (LOAD.tokens, 0.0)
   assert step.compile_seconds > 0 and int(step.state.step) == step.step == 1
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, step.state.params)
@@ -67,7 +66,7 @@ def test_groups_count_as_equal_where_they_teach_nothing():
 
 
 def test_figures_are_medians_and_extremes():
-  assert spread([3.0, 1.0, 9.0]) == (3.0, 1.0, 9.0)
+  assert spread([3.0, 1.0, 9.0]) == {"median": 3.0, "min": 1.0, "max": 9.0}
   assert process_age() > 0.1
 
 

@@ -20,7 +20,8 @@ from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig
 from grpo_jax.planner import Job
 from grpo_jax.planner.arithmetic import resident
-from grpo_jax.planner.compiled import Program, compile_sample, compile_update, extrapolate
+from grpo_jax.planner.compiled import Program, compile_sample, compile_update
+from grpo_jax.planner.plan import extrapolated_bytes
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.sharding import make_mesh
 
@@ -58,11 +59,9 @@ def plan_of(mesh: str) -> dict:
     ],
   }
   if mesh == "fsdp:8":
-    # Not from one layer: a loop of one pass is no loop to XLA.
-    few, more, whole = (compile_update(job.with_layers(layers)) for layers in (2, 3, 5))
-    line = extrapolate(few, more, (2, 3), 5)
-    found["five"] = numbers(whole)
-    found["line"] = numbers(line)
+    deep = job.with_layers(5)
+    found["five"] = compile_update(deep).total
+    found["line"] = extrapolated_bytes(compile_update, deep)
   return found
 
 

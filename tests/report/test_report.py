@@ -10,7 +10,7 @@ import pytest
 
 from grpo_jax.report import page as report
 from grpo_jax.report.page import gain_table, reward_color, write_report
-from grpo_jax.report.scores import summarise
+from grpo_jax.report.scores import summarize
 from grpo_jax.rewards import score
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.synthetic.splits import generate
@@ -31,7 +31,7 @@ def make_run(folder, *, finished=True):
       tasks = [ToolTask.from_row(row) for row in generate(0, split, 25)]
       texts = [EVIL if when == "base" else task.answer for task in tasks]
       found = [score(text, task) for text, task in zip(texts, tasks, strict=True)]
-      summaries[split] = summarise(tasks, [[one] for one in found], seed=0)
+      summaries[split] = summarize(tasks, [[one] for one in found], seed=0)
       rows = [
         {
           "index": i, "sample": 0, "id": task.id, "wanted": task.behavior, "tool": task.tool_name,
@@ -98,8 +98,8 @@ def test_ten_tasks_of_each_split_are_shown_before_and_after_with_their_colours(p
 def test_examples_are_spread_over_the_split():
   rows = [{"index": i, "sample": s, "reward": 0} for i in range(25) for s in range(2)]
   shown = report._examples(rows, rows)
-  assert [e.task["index"] for e in shown] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
-  assert all(e.task["sample"] == 0 for e in shown)
+  assert [before["index"] for before, _ in shown] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
+  assert all(row["sample"] == 0 for pair in shown for row in pair)
   assert len(report._examples(rows[:6], rows[:6])) == 3
 
 

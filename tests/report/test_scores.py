@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.report import scores
-from grpo_jax.report.scores import bootstrap_means, compare, interval95, summarise
+from grpo_jax.report.scores import bootstrap_means, compare, interval95, summarize
 from grpo_jax.rewards import RewardBreakdown, score
 from grpo_jax.tasks.schema import ToolTask
 
@@ -45,7 +45,7 @@ def scored() -> list[list[RewardBreakdown]]:
 
 
 def test_summary_counts_what_the_reward_found():
-  found = summarise(TASKS, scored(), seed=0)
+  found = summarize(TASKS, scored(), seed=0)
   assert found["n"] == 3 and found["samples"] == 1
   assert found["reward_mean"] == pytest.approx(0.5)
   assert found["by_behavior"]["execute"] == {"mean": 0.75, "ci95": [0.5, 1.0], "n": 2}
@@ -63,12 +63,12 @@ def test_summary_counts_what_the_reward_found():
 def test_samples_of_a_task_are_one_unit_of_the_bootstrap():
   # Two tasks, each certain: the interval is of the tasks, however many samples each has.
   groups = [[RewardBreakdown(1.0)] * 8, [RewardBreakdown(0.0, "no_call")] * 8]
-  found = summarise(TASKS[:2], groups, seed=0)
+  found = summarize(TASKS[:2], groups, seed=0)
   assert found["reward_ci95"] == [0.0, 1.0]
   assert found["error_rates"] == {"no_call": 0.5}
   # The same spread inside the tasks instead: their means are equal, so the interval is a point.
   mixed = [[RewardBreakdown(1.0)] * 4 + [RewardBreakdown(0.0)] * 4] * 2
-  assert summarise(TASKS[:2], mixed, seed=0)["reward_ci95"] == [0.5, 0.5]
+  assert summarize(TASKS[:2], mixed, seed=0)["reward_ci95"] == [0.5, 0.5]
 
 
 def test_interval_is_that_of_the_normal_law_for_many_values():
@@ -104,7 +104,7 @@ def test_bootstrap_draws_the_same_in_small_pieces(monkeypatch):
 )
 def test_summary_refuses_what_it_cannot_average(tasks, breakdowns):
   with pytest.raises(ValueError, match="equally many samples"):
-    summarise(tasks, breakdowns, seed=0)
+    summarize(tasks, breakdowns, seed=0)
 
 
 def make_rows(rewards: list[float], samples: int = 1) -> list[dict]:
