@@ -1,8 +1,19 @@
-"""What several test files share: one tiny decoder whose every parameter matters."""
+"""What several test files share: how programs are compiled, and one tiny decoder."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+
 import pytest
+
+# Compiling is most of the suite's work, and the sizes are so small that good machine code does not
+# pay for itself. Set before JAX starts, for child processes too. `test_digest.py` compiles as users
+# do, and says whether the numbers are the same to the bit.
+FLAGS = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones do not know the flag
+  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 # Files that start many processes. Workers take whole files: the longest must not come last.
 LONGEST = ("test_reliability.py", "test_hosts.py", "test_sharding.py", "test_sampling.py")

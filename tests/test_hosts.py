@@ -33,7 +33,7 @@ def settings(tmp_path_factory):
 
 def environment(devices: int) -> dict[str, str]:
   # NPROC: see mesh_step.py.
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "64"}
 
 
