@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
+import shutil
 
 import pytest
 
@@ -23,6 +25,29 @@ def pytest_collection_modifyitems(items):
   """Puts the longest files first; the order within a file stays."""
   place = {name: n for n, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory):
+  """The settings of the small run that several files train, with its model and data."""
+  from small_run import small_run
+
+  return small_run(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+  """The folder of that run, which nothing disturbed; not to be written to."""
+  from grpo_jax.train import train
+
+  return train(dataclasses.replace(settings, run_dir=str(tmp_path_factory.mktemp("whole") / "run")))
+
+
+@pytest.fixture
+def copied(whole, settings, tmp_path):
+  """A copy of the finished run, as a folder to damage, and the settings that go on with it."""
+  shutil.copytree(whole, tmp_path / "run")
+  return tmp_path / "run", dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

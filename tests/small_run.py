@@ -14,6 +14,7 @@ from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params, is_matrix, save_pretrained
 from grpo_jax.rewards import RewardConfig
+from grpo_jax.runs.folder import whole_lines
 from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
@@ -81,6 +82,11 @@ def small_run(folder: Path) -> RunConfig:
     checkpoint_every=2,
     eval_every=3,
   )  # fmt: skip
+
+
+def steps_of(folder: Path) -> int:
+  """How many steps a run's metrics hold."""
+  return len(whole_lines(folder / "metrics.jsonl"))
 
 
 def without_times(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import STEPS, assert_same_run, small_run, without_times
+from small_run import STEPS, assert_same_run, without_times
 
 from grpo_jax import train as training
 from grpo_jax.models import load_pretrained
@@ -19,17 +19,6 @@ from grpo_jax.rewards import load_reward
 from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.tasks import load_tokenizer
 from grpo_jax.train import train
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-  return small_run(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def whole(settings, tmp_path_factory):
-  """The folder of a run that nothing disturbed."""
-  return train(dataclasses.replace(settings, run_dir=str(tmp_path_factory.mktemp("whole") / "run")))
 
 
 def test_the_same_seed_gives_the_same_run(settings, whole, tmp_path):
