@@ -32,6 +32,21 @@ def test_the_same_seed_gives_the_same_run(settings, whole, tmp_path):
   assert 1e-3 < np.abs(np.asarray(end) - start).max() < 0.1
 
 
+def test_programs_are_made_once_for_all_that_share_their_settings(settings, tmp_path):
+  def programs(**changes):
+    config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), **changes)
+    setup, _ = training.set_up(training.read_data(config))
+    return setup.sample, setup.update, setup.reference
+
+  first = programs()
+  same = lambda others: [one is other for one, other in zip(first, others, strict=True)]
+  assert same(programs(steps=STEPS + 1, seed=7, checkpoint_every=1)) == [True] * 3
+  assert not any(same(programs(learning_rate=0.02)))
+  # Where the learning rate falls, the update knows the end.
+  falling, longer = programs(decay="linear"), programs(decay="linear", steps=STEPS + 1)
+  assert falling[1] is not first[1] is not longer[1] is not falling[1]
+
+
 def test_an_interrupted_run_ends_as_one_that_never_stopped(settings, whole, tmp_path, monkeypatch):
   config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
   take_step = training.take_step
