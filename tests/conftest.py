@@ -17,8 +17,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones do no
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
-# Files that start many processes. Workers take whole files: the longest must not come last.
-LONGEST = ("test_reliability.py", "test_hosts.py", "test_sharding.py", "test_sampling.py")
+# Workers take whole files: what takes long must not come last.
+LONGEST = (
+  "test_hosts.py", "test_interruptions.py", "test_sweeps.py", "test_sampling.py", "test_digest.py",
+  "test_lora_run.py", "test_version_0_1.py", "test_benchmark.py", "test_sharding.py",
+  "test_evaluate.py", "test_refusals.py", "test_chat.py", "test_grpo.py", "test_growth.py",
+  "test_training.py", "test_plan.py", "test_bad_steps.py", "test_replay.py", "test_damage.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
