@@ -28,7 +28,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax.benchmarking.profiling import profiled_steps
-from grpo_jax.config import GRPOConfig, RunConfig, changed_settings, recorded_date, run_record
+from grpo_jax.config import (
+  GRPOConfig,
+  OptimizerConfig,
+  RunConfig,
+  changed_settings,
+  recorded_date,
+  run_record,
+)
 from grpo_jax.evaluate import evaluate
 from grpo_jax.files.atomic import disk_is_full, write_text
 from grpo_jax.grpo import (
@@ -42,6 +49,7 @@ from grpo_jax.grpo import (
 )
 from grpo_jax.models import (
   DecoderConfig,
+  LoraConfig,
   Params,
   init_adapters,
   load_config,
@@ -309,8 +317,12 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
 
   # The optimizer counts its own steps, of which a training step may take several.
   steps = config.steps * settings.inner_updates * settings.minibatches
-  schedule = make_schedule(config.learning_rate, config.warmup_steps, config.decay, steps)
-  tx = make_optimizer(config, schedule)
+  optimizer = OptimizerConfig(
+    **{field.name: getattr(config, field.name) for field in dataclasses.fields(OptimizerConfig)}
+  )
+  schedule, tx, programs = _programs(
+    decoder, mesh, settings, optimizer, steps if config.decay != "none" else 0, config.lora
+  )
   # The reference is kept only where it is needed; it must survive the donated state.
   watched = settings.kl_weight or config.kl_every
   ref_params = (base or jax.tree.map(jnp.copy, params)) if watched else None
@@ -322,17 +334,35 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
     base,
     ref_params,
     schedule,
-    sample_program(
-      decoder, mesh, settings.sampling, config.lora, gather_weights=settings.gather_weights
-    ),
-    update_program(decoder, mesh, tx, settings, config.lora),
-    reference_program(decoder, mesh, settings),
+    *programs,
   )
   placed = state_shardings(decoder, mesh, jax.eval_shape(tx.init, params))
   opt_state = jax.jit(tx.init, out_shardings=placed)(params)
   first = lambda: (jnp.int32(0), jax.random.key(config.seed))
   step, key = jax.jit(first, out_shardings=NamedSharding(mesh, PartitionSpec()))()
   return setup, TrainState(params, opt_state, step, key)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(
+  decoder: DecoderConfig,
+  mesh: Mesh,
+  settings: GRPOConfig,
+  optimizer: OptimizerConfig,
+  steps: int,
+  lora: LoraConfig | None,
+) -> tuple[optax.Schedule, optax.GradientTransformation, tuple[Any, Any, Any]]:
+  """Schedule, optimizer and the programs of `Setup`.
+
+  Kept for the next run of the process: one that goes on, or a replay, traces none of them again.
+  """
+  schedule = make_schedule(optimizer.learning_rate, optimizer.warmup_steps, optimizer.decay, steps)
+  tx = make_optimizer(optimizer, schedule)
+  sample = sample_program(
+    decoder, mesh, settings.sampling, lora, gather_weights=settings.gather_weights
+  )
+  update = update_program(decoder, mesh, tx, settings, lora)
+  return schedule, tx, (sample, update, reference_program(decoder, mesh, settings))
 
 
 def take_step(

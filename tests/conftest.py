@@ -1,17 +1,58 @@
-"""What several test files share: one tiny decoder whose every parameter matters."""
+"""What several test files share: how programs are compiled, and one tiny decoder."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import os
+import shutil
+
 import pytest
 
-# Files that start many processes. Workers take whole files: the longest must not come last.
-LONGEST = ("test_reliability.py", "test_hosts.py", "test_sharding.py", "test_sampling.py")
+# Compiling is most of the suite's work, and the sizes are so small that good machine code does not
+# pay for itself. Set before JAX starts, for child processes too. `test_digest.py` compiles as users
+# do, and says whether the numbers are the same to the bit.
+FLAGS = ["--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones do not know the flag
+  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+
+# Workers take whole files: what takes long must not come last.
+LONGEST = (
+  "test_hosts.py", "test_interruptions.py", "test_sweeps.py", "test_sampling.py", "test_digest.py",
+  "test_lora_run.py", "test_version_0_1.py", "test_benchmark.py", "test_sharding.py",
+  "test_evaluate.py", "test_refusals.py", "test_chat.py", "test_grpo.py", "test_growth.py",
+  "test_training.py", "test_plan.py", "test_bad_steps.py", "test_replay.py", "test_damage.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
   """Puts the longest files first; the order within a file stays."""
   place = {name: n for n, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory):
+  """The settings of the small run that several files train, with its model and data."""
+  from small_run import small_run
+
+  return small_run(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+  """The folder of that run, which nothing disturbed; not to be written to."""
+  from grpo_jax.train import train
+
+  return train(dataclasses.replace(settings, run_dir=str(tmp_path_factory.mktemp("whole") / "run")))
+
+
+@pytest.fixture
+def copied(whole, settings, tmp_path):
+  """A copy of the finished run, as a folder to damage, and the settings that go on with it."""
+  shutil.copytree(whole, tmp_path / "run")
+  return tmp_path / "run", dataclasses.replace(settings, run_dir=str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # XLA's threads, not only cores: independent collectives wait inside them, and with 8 devices on two
 # cores too few were left to bring the last device to its collective (a time-out after 40 s).

@@ -14,12 +14,15 @@ from grpo_jax.config import RunConfig
 from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import DecoderConfig, init_params, is_matrix, save_pretrained
 from grpo_jax.rewards import RewardConfig
+from grpo_jax.runs.folder import whole_lines
 from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.sampling import SamplingConfig
 from grpo_jax.tasks.train_tokenizer import save_tokenizer, train_tokenizer
 
 TEMPLATE = Path(grpo_jax.__file__).parent / "assets" / "tiny" / "chat_template.jinja"
 CALL = '[{"name": "get_time", "arguments": {"city": "Rome"}}]'
+# Long enough that all prompts are padded to one length: one program of each kind is compiled.
+SYSTEM = "Be brief, please, as ever."
 REQUESTS = (
   ("What time is it in Rome?", CALL),
   ("Time, please", "Which city?"),
@@ -52,7 +55,7 @@ def small_run(folder: Path) -> RunConfig:
   for name, requests in (("train", REQUESTS), ("held_out", REQUESTS[:3])):
     rows = [
       {
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}],
+        "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
         "tools": tools,
         "reward_model": {"style": "rule", "ground_truth": answer},
       }
@@ -81,6 +84,11 @@ def small_run(folder: Path) -> RunConfig:
   )  # fmt: skip
 
 
+def steps_of(folder: Path) -> int:
+  """How many steps a run's metrics hold."""
+  return len(whole_lines(folder / "metrics.jsonl"))
+
+
 def without_times(folder):
   return [
     {name: value for name, value in line.items() if not name.startswith(TIMES)}
@@ -98,12 +106,13 @@ def assert_same_run(one: Path, two: Path):
 
 
 def command(config: RunConfig, run_dir: Path, steps: int, *more: str) -> list[str]:
-  """The command line that trains with (nearly) the settings of `config`, as a user would."""
+  """The command line that trains with the settings of `config`, and so the same programs."""
   flags = {
     "model": config.model, "data": config.data, "eval_data": "held_out=" + config.eval_data[0][1],
     "reward": config.reward, "group_size": 3, "max_completion_tokens": LIMIT, "steps": steps,
     "prompts_per_step": 2, "micro_batch_prompts": 1, "learning_rate": 0.01, "warmup_steps": 2,
-    "checkpoint_every": 3, "run_dir": str(run_dir),
+    "inner_updates": 2, "kl_weight": 0.05, "checkpoint_every": 2, "eval_every": 3,
+    "run_dir": str(run_dir),
   }  # fmt: skip
   script = Path(grpo_jax.__file__).parents[1] / "experiments" / "train_grpo.py"
   return [sys.executable, str(script), *(f"--{k}={v}" for k, v in flags.items()), *more]

@@ -6,15 +6,14 @@ import io
 import logging
 import subprocess
 
-from small_run import command, small_run
+from small_run import command
 
 from grpo_jax.runs import console
 
 
-def test_a_run_shows_what_a_person_wants_and_logs_the_rest(tmp_path):
-  config = small_run(tmp_path)
+def test_a_run_shows_what_a_person_wants_and_logs_the_rest(settings, tmp_path):
   run_dir = tmp_path / "run"
-  done = subprocess.run(command(config, run_dir, 3), capture_output=True, text=True)
+  done = subprocess.run(command(settings, run_dir, 3), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   shown = done.stdout + done.stderr
   assert len(shown.splitlines()) <= 60

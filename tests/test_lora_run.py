@@ -16,45 +16,31 @@ import pytest
 
 from grpo_jax import train as training
 from grpo_jax.config import RunConfig
-from grpo_jax.grpo import GRPOConfig
 from grpo_jax.models import attach, forward, load_adapters, load_pretrained, merge
-from grpo_jax.rewards import RewardConfig
-from grpo_jax.runs.installation import TINY_MODEL
 from grpo_jax.runs.trackers import read_metrics
-from grpo_jax.sampling import SamplingConfig
 from grpo_jax.train import train
 
-# Short answers of the embedded policy all fail: this gives every group a spread.
-REWARD = "def low(completion, task):\n  return sum(map(ord, completion)) % 7 / 6\n"
 ONE, SPLIT = "data:1", "data:2,fsdp:2,tensor:2"
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("lora")
-  (folder / "reward.py").write_text(REWARD)
-  return RunConfig(
-    run_dir=str(folder / "run"),
-    eval_data=(("unseen", "synthetic:unseen"),),
-    eval_limit=2,
-    reward=f"{folder / 'reward.py'}:low",
-    reward_config=RewardConfig(group_size=3),
-    # Hot, so that the candidates of a group differ in their first few tokens.
-    grpo=GRPOConfig(
-      sampling=SamplingConfig(group_size=3, max_tokens=6, temperature=3.0), kl_weight=0.05
-    ),
+def adapted(settings, tmp_path_factory):
+  """The settings of the small run, with adapters in place of the whole model."""
+  return dataclasses.replace(
+    settings,
+    run_dir=str(tmp_path_factory.mktemp("lora") / "run"),
+    grpo=dataclasses.replace(settings.grpo, inner_updates=1, micro_batch_prompts=0),
     steps=2,
-    prompts_per_step=2,
     lora_rank=4,
     lora_targets="q,v,down",
-    learning_rate=0.01,
     warmup_steps=0,
     checkpoint_every=1,
+    eval_every=0,
   )
 
 
 @pytest.fixture(scope="module")
-def finished(settings):
+def finished(adapted):
   """The folder of a whole run, and the `Setup` behind it."""
   seen = []
   evaluate_all = training.evaluate_all
@@ -62,13 +48,13 @@ def finished(settings):
     patch.setattr(
       training, "evaluate_all", lambda run, *rest: (seen.append(run), evaluate_all(run, *rest))
     )
-    folder = train(settings)
+    folder = train(adapted)
   return folder, seen[-1]
 
 
-def test_only_adapters_are_trained_and_stored(finished):
+def test_only_adapters_are_trained_and_stored(adapted, finished):
   folder, run = finished
-  _, base = load_pretrained(TINY_MODEL)
+  _, base = load_pretrained(adapted.model)
   jax.tree.map(np.testing.assert_array_equal, run.base, base)  # to the bit, after the updates
   # The reference of the KL term is the base itself, not a copy of it.
   same = jax.tree.map(lambda x, y: x is y, run.ref_params, run.base)
@@ -90,7 +76,7 @@ def test_a_run_moves_from_the_base_and_says_how_far(finished):
 
 
 def test_the_adapters_are_saved_before_a_merged_model_and_that_only_on_demand(
-  settings, finished, tmp_path
+  adapted, finished, tmp_path
 ):
   folder, _ = finished
   assert (folder / "adapter" / "adapter_model.safetensors").is_file()
@@ -100,16 +86,16 @@ def test_the_adapters_are_saved_before_a_merged_model_and_that_only_on_demand(
   shutil.rmtree(other / "adapter")
   (other / "model").write_text("in the way")
   with pytest.raises(FileExistsError):
-    train(dataclasses.replace(settings, run_dir=str(other), save_merged=True))
+    train(dataclasses.replace(adapted, run_dir=str(other), save_merged=True))
   for file in (folder / "adapter").iterdir():
     assert (other / "adapter" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_the_exports_are_the_base_with_the_change(settings, finished, tmp_path):
+def test_the_exports_are_the_base_with_the_change(adapted, finished, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(finished[0], folder)
-  train(dataclasses.replace(settings, run_dir=str(folder), save_merged=True))
-  config, base = load_pretrained(TINY_MODEL)
+  train(dataclasses.replace(adapted, run_dir=str(folder), save_merged=True))
+  config, base = load_pretrained(adapted.model)
   adapters, lora = load_adapters(folder / "adapter", config)
   assert (lora.rank, lora.alpha, lora.targets) == (4, 32.0, ("q", "v", "down"))
   _, merged = load_pretrained(folder / "model")
@@ -118,19 +104,19 @@ def test_the_exports_are_the_base_with_the_change(settings, finished, tmp_path):
   for target in ("k", "gate"):  # these have no adapters
     kernel = lambda params, target=target: params["layers"][target]["kernel"]
     np.testing.assert_array_equal(kernel(merged), kernel(base))
-  tokens = jnp.arange(20)[None] + 300
+  tokens = jnp.arange(20)[None]
   logits = lambda params: forward(config, params, tokens, jnp.ones_like(tokens))
   np.testing.assert_allclose(logits(merged), logits(adapted), atol=1e-4)
   assert np.abs(logits(merged) - logits(base)).max() > 0.01
 
 
-def test_a_continued_run_ends_as_one_that_never_stopped(settings, finished, tmp_path):
+def test_a_continued_run_ends_as_one_that_never_stopped(adapted, finished, tmp_path):
   folder, _ = finished
   other = tmp_path / "run"
   shutil.copytree(folder, other)
   for lost in ("checkpoints/2", "adapter"):  # back to the end of the first step
     shutil.rmtree(other / lost)
-  config = dataclasses.replace(settings, run_dir=str(other))
+  config = dataclasses.replace(adapted, run_dir=str(other))
   with pytest.raises(ValueError, match=r"lora_rank \(4 then, 0 now\)"):
     train(dataclasses.replace(config, lora_rank=0, lora_targets=RunConfig.lora_targets))
   assert train(config) == other

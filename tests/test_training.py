@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import STEPS, assert_same_run, small_run, without_times
+from small_run import STEPS, assert_same_run, without_times
 
 from grpo_jax import train as training
 from grpo_jax.models import load_pretrained
@@ -19,17 +19,6 @@ from grpo_jax.rewards import load_reward
 from grpo_jax.runs.trackers import read_metrics
 from grpo_jax.tasks import load_tokenizer
 from grpo_jax.train import train
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-  return small_run(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def whole(settings, tmp_path_factory):
-  """The folder of a run that nothing disturbed."""
-  return train(dataclasses.replace(settings, run_dir=str(tmp_path_factory.mktemp("whole") / "run")))
 
 
 def test_the_same_seed_gives_the_same_run(settings, whole, tmp_path):
@@ -41,6 +30,21 @@ def test_the_same_seed_gives_the_same_run(settings, whole, tmp_path):
   start = load_pretrained(settings.model)[1]["embed"]["embedding"]
   end = load_pretrained(whole / "model")[1]["embed"]["embedding"]
   assert 1e-3 < np.abs(np.asarray(end) - start).max() < 0.1
+
+
+def test_programs_are_made_once_for_all_that_share_their_settings(settings, tmp_path):
+  def programs(**changes):
+    config = dataclasses.replace(settings, run_dir=str(tmp_path / "run"), **changes)
+    setup, _ = training.set_up(training.read_data(config))
+    return setup.sample, setup.update, setup.reference
+
+  first = programs()
+  same = lambda others: [one is other for one, other in zip(first, others, strict=True)]
+  assert same(programs(steps=STEPS + 1, seed=7, checkpoint_every=1)) == [True] * 3
+  assert not any(same(programs(learning_rate=0.02)))
+  # Where the learning rate falls, the update knows the end.
+  falling, longer = programs(decay="linear"), programs(decay="linear", steps=STEPS + 1)
+  assert falling[1] is not first[1] is not longer[1] is not falling[1]
 
 
 def test_an_interrupted_run_ends_as_one_that_never_stopped(settings, whole, tmp_path, monkeypatch):

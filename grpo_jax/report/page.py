@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.files.atomic import write_text
-from grpo_jax.report.plots import plot_curves, plot_gain
 from grpo_jax.report.scores import SHOWN, compare, differing_settings
 from grpo_jax.report.tables import Row, as_markdown, gain_rows
 from grpo_jax.report.templates import TEMPLATES
@@ -53,6 +52,8 @@ def write_report(run_dir: Path | str) -> Path:
   Raises:
     FileNotFoundError: the folder holds no config.json.
   """
+  from grpo_jax.report.plots import plot_curves, plot_gain  # matplotlib, which takes its time
+
   run_dir = Path(run_dir)
   config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
   metrics_path = run_dir / "metrics.jsonl"

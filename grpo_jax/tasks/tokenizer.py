@@ -22,7 +22,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
   Raises:
     FileNotFoundError: no such checkpoint, or it has no tokenizer.
   """
-  from transformers import AutoTokenizer, PreTrainedTokenizerFast
+  from transformers import PreTrainedTokenizerFast
 
   folder = hub.checkpoint_folder(path, (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES))
   if (folder / "tokenizer.json").is_file():
@@ -31,6 +31,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast.from_pretrained(folder)
   if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json")):
     raise FileNotFoundError(f"{folder} has no tokenizer.json: a policy needs its own tokenizer")
+  from transformers import AutoTokenizer  # imports torch where there is one
+
   return AutoTokenizer.from_pretrained(folder)
 
 

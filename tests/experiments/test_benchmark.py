@@ -29,8 +29,7 @@ def benchmark(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "-c", driver, str(SCRIPT), *arguments],
     cwd=cwd, capture_output=True, text=True,
-    # Most of the time would go into good machine code.
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )  # fmt: skip
 
 

@@ -256,7 +256,7 @@ def test_the_generation_config_is_kept_and_its_stop_tokens_count(folder, tmp_pat
 
 SHARDED = """
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from grpo_jax.models import load_pretrained, save_pretrained
@@ -286,7 +286,7 @@ def test_tensors_are_read_straight_into_shards(folder, tmp_path):
 
 MEMORY = """
 import os, pathlib, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + sys.argv[3]
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=" + sys.argv[3]
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from grpo_jax.models import load_pretrained

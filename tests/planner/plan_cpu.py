@@ -9,10 +9,8 @@ import json
 import os
 import re
 
-# Nothing runs here, so machine code need not be good: most of the time would go there.
 os.environ["XLA_FLAGS"] = (
-  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-  "--xla_llvm_disable_expensive_passes=true"
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.optimize import linear_sum_assignment
-
 from grpo_jax.rewards.matching.possible_answers import is_accepted, may_be_left_out
 from grpo_jax.rewards.matching.values import default_of, equal_values
 from grpo_jax.tasks.schema import ToolCall, ToolSpec, ToolTask
@@ -179,6 +177,8 @@ def _best_pairs(
 def _best_of(grid: list[list[ArgumentComparison]]) -> list[ArgumentComparison]:
   if len(grid) == 1:
     return grid[0]
+  from scipy.optimize import linear_sum_assignment  # half of the time that a worker starts in
+
   most = 1 + sum(max(len(pair.right) for pair in row) for row in grid)
   gain = [[len(pair.right) + most * (not pair.faults) for pair in row] for row in grid]
   rows, columns = linear_sum_assignment(gain, maximize=True)
