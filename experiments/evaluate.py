@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags
 
 from grpo_jax import command_line
-from grpo_jax.config import RunConfig, check_date, recorded_date
+from grpo_jax.config import RunConfig, check_date, recorded
 from grpo_jax.evaluate import evaluate
 from grpo_jax.files.atomic import write_json
 from grpo_jax.models import attach, load_adapters, load_pretrained
@@ -124,7 +124,7 @@ def template_date() -> str:
   if FLAGS.template_date:
     return check_date(FLAGS.template_date)
   made = Path(FLAGS.adapter or FLAGS.model).parent  # a run folder holds model/ and adapter/
-  return recorded_date(made) or datetime.date.today().isoformat()
+  return recorded(made, "template_date") or datetime.date.today().isoformat()
 
 
 def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

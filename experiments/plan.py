@@ -93,8 +93,9 @@ def wanted_plans() -> list[Wanted]:
 def job_of(wanted: Wanted) -> Job:
   """One plan's settings as one checked job."""
   config = wanted.config
+  dtype: Any = "bfloat16" if config.dtype == "auto" else config.dtype
   return Job(
-    dataclasses.replace(config_named(config.model), dtype=config.dtype),
+    dataclasses.replace(config_named(config.model), dtype=dtype),
     plan_mesh(config.mesh, parse_topology(wanted.topology)),
     config.grpo,
     config.prompts_per_step,

@@ -34,7 +34,7 @@ from grpo_jax.settings import REQUIRED, Settings, differences, from_record, sett
 from grpo_jax.sharding import parse_mesh
 
 Resume = Literal["auto", "never"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Optimizer = Literal["adamw", "adafactor"]
 Decay = Literal["none", "linear"]
 
@@ -215,7 +215,9 @@ class RunConfig(OptimizerConfig):
     "data:1,fsdp:1,tensor:1", "devices by axis (data, fsdp, tensor); -1: the rest", free=True
   )
   dtype: Dtype = setting(
-    "float32", "compute dtype; master weights, log-probs and the loss are float32"
+    "auto",
+    "compute dtype; master weights, log-probs and the loss are float32. auto: bfloat16 where it is "
+    "fast and the model has 100 million parameters",
   )
   checkpoint_every: int = setting(50, "steps between checkpoints", low=1, free=True)
   keep_checkpoints: int = setting(2, "newest checkpoints that are kept", low=1, free=True)
@@ -296,7 +298,7 @@ class RunConfig(OptimizerConfig):
       f"{self.steps} steps of {self.prompts_per_step} prompts x {group} candidates = "
       f"{self.prompts_per_step * group} completions of up to {self.grpo.sampling.max_tokens} tokens"
       f"; {self.grpo.inner_updates * self.grpo.minibatches} optimizer step(s) on each batch, "
-      f"{micro} prompts ({micro * group} completions) in a backward pass"
+      f"{micro} prompts ({micro * group} completions) in a backward pass; computed in {self.dtype}"
     )
 
 
@@ -330,13 +332,12 @@ def read_preset(preset: str) -> dict[str, Any]:
     raise ValueError(f"--preset={preset}: {error}") from error
 
 
-def recorded_date(run_dir: str | Path) -> str:
-  """The day that templates show in the run of a folder; empty where its record says none."""
+def recorded(run_dir: str | Path, name: str) -> str:
+  """What a run's record says of a setting; empty where there is no record, or it says nothing."""
   try:
-    date = json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))["template_date"]
+    return str(json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))[name] or "")
   except (OSError, ValueError, KeyError, TypeError):  # no run, or one that is refused elsewhere
     return ""
-  return check_date(str(date)) if date else ""
 
 
 def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, Any]:

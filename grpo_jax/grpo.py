@@ -29,7 +29,9 @@ from grpo_jax.models import (
   Params,
   TokenLogprobs,
   completion_logprobs,
+  in_bits,
   with_adapters,
+  with_weights,
 )
 from grpo_jax.models.placement import split_prompts
 from grpo_jax.sharding import AnyMesh, on_mesh, split_parameters, state_shardings
@@ -195,10 +197,15 @@ def policy_gradient(
     The gradient, like `params`, and the metrics (float32 scalars).
   """
 
+  # Cast once, not once a micro-batch; adapters are small.
+  stored = params if lora else in_bits(config, params)
+  base = in_bits(config, base) if base is not None else None
+
   def gradient(piece):
-    (loss, scores), grads = jax.value_and_grad(policy_loss, has_aux=True)(
-      params, piece, base, config=config, settings=settings, lora=lora
+    loss_of = lambda params: policy_loss(
+      with_weights(stored, params), piece, base, config=config, settings=settings, lora=lora
     )
+    (loss, scores), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
     return split_parameters(config, grads), loss, scores
 
   batch = jax.tree.map(jnp.asarray, batch)  # rows are picked by traced indices below
@@ -298,6 +305,7 @@ def reference_logprobs(
   """Log-probs [P, G, T] under a frozen policy, a micro-batch at a time."""
   score = lambda piece: rollout_logprobs(params, piece, config=config, settings=settings).logp
   with on_mesh(mesh):
+    params = in_bits(config, params)
     micro = _in_micro_batches(rollout, settings.micro_batch_prompts)
     return lax.map(score, micro).reshape(rollout.logp.shape)
 
@@ -339,7 +347,10 @@ def resolve(
   """The algorithm's settings with what the model and the mesh decide filled in."""
   sampling = replace(settings.sampling, stop_ids=tuple(stop_ids), pad_id=config.pad_token_id or 0)
   idle = mesh.size == 1 and not settings.kl_weight
-  return replace(settings, sampling=sampling, skip_idle=idle)
+  # What a layer keeps in 16 bits XLA on CPU converts for each layer anew, unless it keeps bits.
+  in_bits = _on_cpu(mesh) and config.dtype != "float32" and settings.remat == "none"
+  remat = "dots" if in_bits else settings.remat
+  return replace(settings, sampling=sampling, skip_idle=idle, remat=remat)
 
 
 def _diagnostics(
@@ -380,8 +391,11 @@ def _in_place(mesh: AnyMesh) -> dict[str, Any] | None:
   XLA on CPU copies AdamW's two moments first, for it overlooks that what reads them goes before
   what writes them, unless it looks closer than its default.
   """
-  on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-  return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
+  return {"xla_cpu_copy_insertion_use_region_analysis": True} if _on_cpu(mesh) else None
+
+
+def _on_cpu(mesh: AnyMesh) -> bool:
+  return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
 
 
 def _in_micro_batches(tree: Any, prompts: int) -> Any:

@@ -33,7 +33,7 @@ from grpo_jax.config import (
   OptimizerConfig,
   RunConfig,
   changed_settings,
-  recorded_date,
+  recorded,
   run_record,
 )
 from grpo_jax.evaluate import evaluate
@@ -58,6 +58,7 @@ from grpo_jax.models import (
   save_pretrained,
   with_adapters,
 )
+from grpo_jax.models.compute_dtype import ComputeDtype, compute_dtype
 from grpo_jax.optimizers import make_optimizer, make_schedule, steps_taken
 from grpo_jax.report.page import write_report
 from grpo_jax.rewards import CombinedReward, Reward, load_reward
@@ -233,7 +234,7 @@ def read_data(config: RunConfig) -> Data:
   Raises:
     ValueError: data, template and settings do not fit together.
   """
-  config = dataclasses.replace(config, template_date=_template_date(config))
+  config = dataclasses.replace(config, template_date=_template_date(config), dtype=_dtype(config))
   parts = batch_parts(make_mesh(config.mesh))
   if config.prompts_per_step % parts:
     raise ValueError(
@@ -306,7 +307,7 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
     config.dtype if config.lora else "float32",
     sharding=parameter_sharding(load_config(config.model), mesh),
   )
-  decoder = dataclasses.replace(decoder, dtype=config.dtype)
+  decoder = dataclasses.replace(decoder, dtype=compute_dtype(config.dtype, decoder))
   settings = resolve(config.grpo, decoder, mesh, data.stop_ids)
   base: Params | None = None
   if config.lora:
@@ -672,9 +673,15 @@ def _bad_in_a_row(lines: Sequence[Mapping[str, float]]) -> int:
 
 def _template_date(config: RunConfig) -> str:
   """The day that templates show: as it is set, else as the run began with it, else today."""
-  told = config.template_date or recorded_date(config.run_dir)
+  told = config.template_date or recorded(config.run_dir, "template_date")
   day = datetime.date.fromisoformat(told) if told else datetime.date.today()
   return datetime.date.fromordinal(hosts.from_first(day.toordinal())).isoformat()
+
+
+def _dtype(config: RunConfig) -> ComputeDtype:
+  """The compute dtype: as it is set, else as the run began with it, else what is fast here."""
+  began = recorded(config.run_dir, "dtype") if config.dtype == "auto" else ""
+  return compute_dtype(began or config.dtype, load_config(config.model))
 
 
 def _check_lengths(split: str, lengths: Sequence[int], limit: int) -> None:

@@ -50,7 +50,7 @@ from grpo_jax.settings import build, settings_of
       r"--micro_batch_prompts=8 does not divide the 4 prompts",
     ),
     ({"mesh": "model:2"}, r"--mesh=model:2"),
-    ({"dtype": "int8"}, r"--dtype=int8 must be one of float32, bfloat16"),
+    ({"dtype": "int8"}, r"--dtype=int8 must be one of auto, float32, bfloat16"),
     ({"resume": "always"}, r"--resume=always must be one of auto, never"),
   ],
 )
@@ -67,10 +67,11 @@ def test_the_plan_says_what_a_batch_is():
     minibatches=3,
     micro_batch_prompts=2,
   )
-  config = RunConfig(run_dir="", steps=50, prompts_per_step=12, grpo=grpo)
+  config = RunConfig(run_dir="", steps=50, prompts_per_step=12, grpo=grpo, dtype="float32")
   assert config.plan() == (
     "50 steps of 12 prompts x 8 candidates = 96 completions of up to 64 tokens; "
-    "6 optimizer step(s) on each batch, 2 prompts (16 completions) in a backward pass"
+    "6 optimizer step(s) on each batch, 2 prompts (16 completions) in a backward pass; computed "
+    "in float32"
   )
 
 
@@ -105,7 +106,7 @@ def test_a_folder_belongs_to_a_run_with_the_same_numbers():
     ({"learning_rate": 2e-6}, "learning_rate (1e-06 then, 2e-06 now)"),
     ({"adam_b2": 0.95}, "adam_b2 (0.99 then, 0.95 now)"),
     ({"reward": "binary"}, 'reward ("tiered" then, "binary" now)'),
-    ({"dtype": "bfloat16"}, 'dtype ("float32" then, "bfloat16" now)'),
+    ({"dtype": "bfloat16"}, 'dtype ("auto" then, "bfloat16" now)'),
     ({"grpo": GRPOConfig(kl_weight=0.1)}, "kl_weight (0.0 then, 0.1 now)"),
     (
       {"grpo": GRPOConfig(SamplingConfig(max_tokens=9))},
@@ -198,6 +199,7 @@ def test_a_record_of_version_0_1_is_read_and_its_folder_goes_on(more):
     "eval_data": (("held_out", "held_out.jsonl"),), "steps": 4, "prompts_per_step": 2,
     "learning_rate": 0.01, "warmup_steps": 2, "checkpoint_every": 2, "eval_every": 3,
     "group_size": 3, "max_completion_tokens": 6, "kl_weight": 0.05, "inner_updates": 2,
+    "dtype": "float32",
   }  # fmt: skip
   config = build(RunConfig, given | more)
   assert config_of(old) == config

@@ -21,11 +21,13 @@ from grpo_jax.models.lora import (
 )
 from grpo_jax.models.parameters import (
   Params,
+  in_bits,
   in_compute_dtype,
   init_params,
   is_matrix,
   layers_apart,
   unstacked,
+  with_weights,
 )
 from grpo_jax.models.presets import config_named
 from grpo_jax.models.weights import load_config, load_pretrained, save_pretrained
@@ -43,6 +45,7 @@ __all__ = [
   "decode_step",
   "empty_completion_cache",
   "forward",
+  "in_bits",
   "in_compute_dtype",
   "init_adapters",
   "init_params",
@@ -59,4 +62,5 @@ __all__ = [
   "token_logprobs",
   "unstacked",
   "with_adapters",
+  "with_weights",
 ]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grpo_jax.models import blockwise, splash
+from grpo_jax.models import blockwise, cudnn, splash
 from grpo_jax.models.kv_cache import LayerKV
-from grpo_jax.models.xla_cpu import over_first
+from grpo_jax.models.xla_cpu import over_first, product
 from grpo_jax.types import Array
 
 # How many tokens back one sees, itself included: all (None), a number, or one of the layer scanned.
@@ -55,10 +55,15 @@ def attend_prompt(q: jax.Array, kv: LayerKV, mask: Array, window: Window = None)
     [P, S, Q * H].
   """
   plain = functools.partial(_over_prompts, functools.partial(_attend_prompt, window=window))
-  if isinstance(window, jax.Array) or not (blockwise.prompt_in_blocks(q) and splash.suits(q, kv)):
+  kernels = {}
+  if not isinstance(window, jax.Array):
+    if blockwise.prompt_in_blocks(q) and splash.suits(q, kv):
+      kernels["tpu"] = functools.partial(splash.attend_prompt, window=window)
+    if cudnn.suits(q, kv):
+      kernels["cuda"] = functools.partial(cudnn.attend_prompt, window=window)
+  if not kernels:
     return plain(q, kv, mask)
-  kernel = functools.partial(splash.attend_prompt, window=window)
-  return lax.platform_dependent(q, kv, mask, tpu=kernel, default=plain)
+  return lax.platform_dependent(q, kv, mask, **kernels, default=plain)
 
 
 def attend_completion(
@@ -132,11 +137,11 @@ def _attend_seen(q: jax.Array, kv: LayerKV, seen: jax.Array) -> jax.Array:
   kv_heads, _, keys = kv.k.shape
   q = (q * width**-0.5).reshape(rows, kv_heads, heads // kv_heads, width)
   q = jnp.moveaxis(q, 0, 2).reshape(kv_heads, -1, width)  # [K, R * M, H]
-  scores = jnp.einsum("kmh,khn->kmn", q, kv.k, preferred_element_type=jnp.float32)
+  scores = product(q, kv.k)
   scores = jnp.where(seen, scores.reshape(kv_heads, -1, rows, keys), MASKED)
   weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
   total = weights.sum(-1).reshape(kv_heads, -1, 1)
-  out = jnp.einsum("kmn,knh->kmh", weights.astype(q.dtype).reshape(kv_heads, -1, keys), kv.v)
+  out = product(weights.astype(q.dtype).reshape(kv_heads, -1, keys), kv.v)
   out = (out / total).astype(q.dtype)
   return jnp.moveaxis(out.reshape(kv_heads, -1, rows, width), 2, 0).reshape(rows, heads * width)
 
@@ -173,8 +178,7 @@ def _attend_completion(
   q = (q * width**-0.5).reshape(group, length, kv_heads, heads // kv_heads, width)
   far_q = q.transpose(2, 0, 1, 3, 4).reshape(kv_heads, -1, width)
   near_q = q.transpose(0, 2, 1, 3, 4).reshape(group, kv_heads, -1, width)
-  far = jnp.einsum("kmh,khs->kms", far_q, prompt.k, preferred_element_type=jnp.float32)
-  near = jnp.einsum("gkmh,gkhu->gkmu", near_q, own.k, preferred_element_type=jnp.float32)
+  far, near = product(far_q, prompt.k), product(near_q, own.k)
   each = lambda mask: jnp.repeat(mask, heads // kv_heads, axis=0)  # a row for each of T * R queries
   if prompt_mask.ndim > 1:
     by_row = far.reshape(kv_heads, group, -1, far.shape[-1])
@@ -190,8 +194,8 @@ def _attend_completion(
   far = jnp.exp(far - top.reshape(far_top.shape)[..., None])
   near = jnp.exp(near - top.swapaxes(0, 1)[..., None])
   total = far_rows(far.sum(-1)) + near.sum(-1).swapaxes(0, 1)
-  out = far_rows(jnp.einsum("kms,ksh->kmh", far.astype(q.dtype), prompt.v))
-  out = out + jnp.einsum("gkmu,gkuh->gkmh", near.astype(q.dtype), own.v).swapaxes(0, 1)
+  out = far_rows(product(far.astype(q.dtype), prompt.v))
+  out = out + product(near.astype(q.dtype), own.v).swapaxes(0, 1)
   out = (out / total[..., None]).astype(q.dtype)  # [K, G, T * R, H]
   out = out.reshape(kv_heads, group, length, -1, width).transpose(1, 2, 0, 3, 4)
   return out.reshape(group, length, heads * width)

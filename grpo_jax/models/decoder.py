@@ -26,12 +26,12 @@ from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
 from grpo_jax.models.kv_cache import CompletionCache, LayerKV, PromptCache
-from grpo_jax.models.layers import PRODUCT, RMSNorm
-from grpo_jax.models.parameters import Params, in_compute_dtype
+from grpo_jax.models.layers import RMSNorm
+from grpo_jax.models.parameters import Params, in_bits, in_compute_dtype, matrix, rows_of
 from grpo_jax.models.placement import looked_up, split_prompts
 from grpo_jax.models.rope import rope_frequencies
 from grpo_jax.models.transformer_layer import Row, apply_layer, positions_of
-from grpo_jax.models.xla_cpu import flat, stored
+from grpo_jax.models.xla_cpu import KEPT, flat, kept, scores_of, stored
 from grpo_jax.types import Array
 
 EVERYTHING = 2**30  # a window that no sequence fills
@@ -62,20 +62,22 @@ def _trunk(
 
   def body(x, given):
     layer, window = given
+    x, layer = kept(x), in_compute_dtype(config, layer)
     rope = _rope_of(ropes, windows[0] > 0 if alike else window < EVERYTHING)
     x, prompt, _ = apply_layer(config, windows[0] or None, layer, x, rope, row, window)
     return split_prompts(x), prompt if caching else None
 
   if remat != "none":
-    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
-    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
-  return lax.scan(body, x, (in_compute_dtype(config, params["layers"]), scanned))
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "dots" else None
+    body = jax.checkpoint(body, policy=keep, prevent_cse=False)
+  layers = in_bits(config, params["layers"])
+  return lax.scan(body, x, (layers, scanned))
 
 
 def _embed(config: DecoderConfig, params: Params, tokens: Array) -> jax.Array:
   """The tokens' embeddings [P, L, D]."""
   with jax.named_scope("embed"):
-    x = jnp.take(params["embed"]["embedding"].astype(config.dtype), tokens, axis=0)
+    x = rows_of(config, params["embed"]["embedding"], tokens)
     if config.scale_embedding:
       x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
   return looked_up(x)
@@ -113,15 +115,16 @@ def _last_real(x: jax.Array, mask: Array) -> jax.Array:
   return jnp.take_along_axis(x, last[:, None, None], axis=1)
 
 
-def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:
-  """The output projection as [D, V], in the compute dtype."""
-  kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
-  return kernel.astype(jnp.dtype(config.dtype))
+def output_embedding(config: DecoderConfig, params: Params) -> jax.Array:
+  """The output projection as [V, D], in the compute dtype: a row for each token."""
+  if config.tie_embeddings:
+    return matrix(config, params["embed"]["embedding"])
+  return matrix(config, params["head"]["kernel"]).T
 
 
 def logits_of(config: DecoderConfig, params: Params, hidden: jax.Array) -> jax.Array:
   """Float32 logits [.., V] of normalised hidden states [.., D]."""
-  return jnp.matmul(hidden, head_kernel(config, params), preferred_element_type=jnp.float32)
+  return scores_of(hidden, output_embedding(config, params))
 
 
 def forward(config: DecoderConfig, params: Params, tokens: Array, mask: Array):

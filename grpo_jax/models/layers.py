@@ -9,11 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from grpo_jax.models.xla_cpu import project
-
-PRODUCT = "product"  # what rematerialisation may keep of a layer
+from grpo_jax.models.xla_cpu import kept, project
 
 
 class RMSNorm(nn.Module):
@@ -44,4 +41,4 @@ class Dense(nn.Module):
       y += weights["bias"]
     if "lora_a" in weights:
       y += project(project(x, weights["lora_a"]), weights["lora_b"])
-    return checkpoint_name(y, PRODUCT)
+    return kept(y)

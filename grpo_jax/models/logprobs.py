@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from grpo_jax.models.config import DecoderConfig
-from grpo_jax.models.decoder import Remat, completion_hidden, head_kernel
+from grpo_jax.models.decoder import Remat, completion_hidden, output_embedding
 from grpo_jax.models.parameters import Params
 from grpo_jax.models.placement import gathered_once
-from grpo_jax.models.xla_cpu import over_first
+from grpo_jax.models.xla_cpu import over_first, scores_of, sum_over_rows
 from grpo_jax.types import Array
 
 CHUNK_BYTES = 2**27
@@ -69,8 +69,8 @@ def completion_logprobs(
   )
   prompts, group, length, width = hidden.shape
   scores = gathered_once(
-    lambda kernel, h, y: token_logprobs(h, kernel, y, temperature=temperature, chunk=chunk),
-    head_kernel(config, params),
+    lambda rows, h, y: token_logprobs(h, rows, y, temperature=temperature, chunk=chunk),
+    output_embedding(config, params),
     hidden.reshape(prompts, group * length, width),
     jnp.reshape(completion_tokens, (prompts, group * length)),
   )
@@ -79,17 +79,17 @@ def completion_logprobs(
 
 def token_logprobs(
   hidden: jax.Array,
-  kernel: jax.Array,
+  vocabulary: jax.Array,
   targets: Array,
   *,
   temperature: float = 1.0,
   chunk: int | None = None,
 ) -> TokenLogprobs:
-  """Computes log-softmax(hidden @ kernel / temperature)[targets] and the entropy, chunk by chunk.
+  """Computes log-softmax(hidden @ vocabulary.T / temperature)[targets] and the entropy, in chunks.
 
   Args:
     hidden: [B, M, D], compute dtype.
-    kernel: [D, V], compute dtype.
+    vocabulary: [V, D], compute dtype: the output embedding.
     targets: [B, M] int.
     temperature: positive; a Python number.
     chunk: positions of M at a time; None takes as many as 128 MiB of float32 logits hold.
@@ -99,7 +99,7 @@ def token_logprobs(
   """
   rows, length, width = hidden.shape
   if chunk is None:
-    chunk = max(1, CHUNK_BYTES // (4 * rows * kernel.shape[1]))
+    chunk = max(1, CHUNK_BYTES // (4 * rows * vocabulary.shape[0]))
   pieces = -(-length // min(chunk, length))
   chunk = -(-length // pieces)  # even pieces: at most one position of padding each
   pad = ((0, 0), (0, pieces * chunk - length))
@@ -108,14 +108,14 @@ def token_logprobs(
     x.reshape(rows, pieces, chunk, *end).swapaxes(0, 1).reshape(pieces, rows * chunk, *end)
   )
   h, y = split(jnp.pad(hidden, (*pad, (0, 0))), width), split(jnp.pad(targets, pad))
-  outputs = _token_scores(h, kernel, y, temperature)
+  outputs = _token_scores(h, vocabulary, y, temperature)
   join = lambda x: x.reshape(pieces, rows, chunk).swapaxes(0, 1).reshape(rows, -1)[:, :length]
   return TokenLogprobs(*(join(x) for x in outputs))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _token_scores(
-  hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+  hidden: jax.Array, vocabulary: jax.Array, targets: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropies [C, N] float32 of hidden [C, N, D] and targets [C, N], C at a time.
 
@@ -123,13 +123,13 @@ def _token_scores(
   is done with it later. So the forward pass already takes that through the head's transpose, while
   the logits are there, and the backward pass only scales the result.
   """
-  scores = lambda piece: _scores(kernel, temperature, *piece)[:2]
+  scores = lambda piece: _scores(vocabulary, temperature, *piece)[:2]
   return over_first(lax.map, scores, (hidden, targets))
 
 
-def _scores(kernel: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
+def _scores(vocabulary: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
   """Of one piece: log-probs, entropies [N], and the softmax minus the one-hot target [N, V]."""
-  logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32) / temperature
+  logits = scores_of(h, vocabulary) / temperature
   frozen = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   logp = jnp.take_along_axis(frozen, y[:, None], axis=-1)[:, 0]
   chances = jnp.exp(frozen)
@@ -137,20 +137,20 @@ def _scores(kernel: jax.Array, temperature: float, h: jax.Array, y: jax.Array):
   return logp, -jnp.sum(chances * frozen, axis=-1), (chances - hit).astype(h.dtype)
 
 
-def _token_scores_forward(hidden, kernel, targets, temperature):
+def _token_scores_forward(hidden, vocabulary, targets, temperature):
   kept = hidden.shape[0] == 1  # one piece: its [N, V] array is small enough to wait
 
   def piece(inputs):
-    logp, entropy, excess = _scores(kernel, temperature, *inputs)
-    slope = jnp.matmul(excess, kernel.T, preferred_element_type=jnp.float32)
+    logp, entropy, excess = _scores(vocabulary, temperature, *inputs)
+    slope = jnp.matmul(excess, vocabulary, preferred_element_type=jnp.float32)
     return logp, entropy, slope.astype(hidden.dtype), excess if kept else None
 
   logp, entropy, slope, excess = over_first(lax.map, piece, (hidden, targets))
-  return (logp, entropy), (hidden, kernel, targets, slope, excess)
+  return (logp, entropy), (hidden, vocabulary, targets, slope, excess)
 
 
 def _token_scores_backward(temperature, saved, cotangents):
-  hidden, kernel, targets, slope, excess = saved
+  hidden, vocabulary, targets, slope, excess = saved
   # The entropy is a diagnostic and has no gradient.
   scale = -cotangents[0][..., None] / temperature
   scaled = (hidden * scale).astype(hidden.dtype)
@@ -158,19 +158,17 @@ def _token_scores_backward(temperature, saved, cotangents):
   def weight_gradient(total, inputs):
     h, y, scaled, excess = inputs
     if excess is None:
-      excess = _scores(kernel, temperature, h, y)[2]
-    part = lax.dot_general(
-      scaled, excess, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return total + part, None
+      excess = _scores(vocabulary, temperature, h, y)[2]
+    return total + sum_over_rows(scaled, excess), None
 
   pieces = (hidden, targets, scaled, excess)
-  start = jnp.zeros_like(kernel, jnp.float32)
+  start = jnp.zeros(vocabulary.shape[::-1], jnp.float32)
   if hidden.shape[0] == 1:
     total, _ = weight_gradient(start, jax.tree.map(lambda x: x[0], pieces))
   else:
     total, _ = lax.scan(weight_gradient, start, pieces)
-  return (slope * scale).astype(hidden.dtype), total.astype(kernel.dtype), None
+  # Rounded before it is transposed: see `sum_over_rows`.
+  return (slope * scale).astype(hidden.dtype), total.astype(vocabulary.dtype).T, None
 
 
 _token_scores.defvjp(_token_scores_forward, _token_scores_backward)

@@ -23,6 +23,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from grpo_jax.models.config import DecoderConfig
+from grpo_jax.models.xla_cpu import as_bits, from_bits
+from grpo_jax.types import Array
 
 Params = dict[str, Any]
 TreePath = tuple[str, ...]
@@ -227,8 +229,87 @@ def is_matrix(path: Sequence[Any]) -> bool:
 
 def in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
   """Matrices in the compute dtype; vectors as they are, for the layers cast these themselves."""
-  cast = lambda path, x: x.astype(config.dtype) if is_matrix(path) else x
-  return jax.tree_util.tree_map_with_path(cast, params)
+  cast = lambda path, x: matrix(config, x) if is_matrix(path) else x
+  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_stored)
+
+
+class InBits(NamedTuple):
+  """A matrix in a compute dtype of 16 bits, cast once for many uses.
+
+  Attributes:
+    bits: `as_bits` of it.
+    weight: the matrix as it is trained or stored, to which the gradient goes, unrounded.
+  """
+
+  bits: jax.Array
+  weight: jax.Array
+
+
+def in_bits(config: DecoderConfig, params: Params) -> Params:
+  """Parameters whose matrices are `InBits`, in a compute dtype of 16 bits; else as they are."""
+  if config.dtype == "float32":
+    return params
+
+  def cast(path, x):
+    if isinstance(x, InBits) or not is_matrix(path):
+      return x
+    return InBits(as_bits(lax.stop_gradient(x).astype(config.dtype)), x)
+
+  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_stored)
+
+
+def with_weights(stored: Params, weights: Params) -> Params:
+  """What `in_bits` made of some weights, with the gradient going to these ones, of equal value."""
+  put = lambda old, new: old._replace(weight=new) if isinstance(old, InBits) else new
+  return jax.tree.map(put, stored, weights, is_leaf=_stored)
+
+
+def matrix(config: DecoderConfig, x: jax.Array | InBits) -> jax.Array:
+  """A matrix in the compute dtype."""
+  if isinstance(x, InBits):
+    return _valued(x.bits, x.weight, config.dtype)
+  return x.astype(config.dtype)
+
+
+def rows_of(config: DecoderConfig, table: jax.Array | InBits, rows: Array) -> jax.Array:
+  """Rows [.., D] in the compute dtype of a matrix [V, D], looked up by their numbers [..]."""
+  if not isinstance(table, InBits) and config.dtype == "float32":
+    return jnp.take(table, rows, axis=0)
+  bits, weight = in_bits(config, {"embedding": table})["embedding"]
+  return _looked_up(bits, weight, rows, config.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _valued(bits: jax.Array, weight: jax.Array, dtype: str) -> jax.Array:
+  return from_bits(bits, dtype)
+
+
+_valued.defvjp(
+  lambda bits, weight, dtype: (from_bits(bits, dtype), jnp.zeros((), weight.dtype)),
+  lambda dtype, like, g: (None, g.astype(like.dtype)),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _looked_up(bits: jax.Array, weight: jax.Array, rows: jax.Array, dtype: str) -> jax.Array:
+  return from_bits(jnp.take(bits, rows, axis=0), dtype)
+
+
+def _looked_up_forward(bits, weight, rows, dtype):
+  return _looked_up(bits, weight, rows, dtype), (jnp.zeros((), weight.dtype), bits.shape, rows)
+
+
+def _looked_up_backward(dtype, saved, g):
+  like, shape, rows = saved
+  total = jnp.zeros(shape, jnp.float32).at[rows].add(g.astype(jnp.float32))
+  return None, total.astype(like.dtype), None
+
+
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+
+
+def _stored(x: Any) -> bool:
+  return isinstance(x, InBits)
 
 
 def unstacked(config: DecoderConfig, params: Params) -> Params:

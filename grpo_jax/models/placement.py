@@ -15,6 +15,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from grpo_jax.models.kv_cache import LayerKV
+from grpo_jax.types import Array
+
 BATCH_AXES = ("data", "fsdp")  # the axes of the mesh that split prompts
 
 
@@ -76,7 +79,7 @@ def gathered_once(
 
   Args:
     function: without collectives of its own; its results have prompts first.
-    weight: its first axis is split over `fsdp`.
+    weight: [V, D], of which D is split over `fsdp`.
     arrays: [P, ..].
   """
   if not all(_divides(x.shape[0]) for x in arrays):
@@ -85,12 +88,45 @@ def gathered_once(
   def local(weight, *arrays):
     # Told here that prompts differ along `data`, or gradients would be summed over it at each use.
     weight = lax.pcast(weight, "data", to="varying")
-    return function(lax.all_gather(weight, "fsdp", axis=0, tiled=True), *arrays)
+    return function(lax.all_gather(weight, "fsdp", axis=1, tiled=True), *arrays)
 
   own = PartitionSpec(BATCH_AXES)
   return jax.shard_map(
     local,
-    in_specs=(PartitionSpec("fsdp"), *(own for _ in arrays)),
+    in_specs=(PartitionSpec(None, "fsdp"), *(own for _ in arrays)),
     out_specs=own,
     axis_names=set(BATCH_AXES),
   )(weight, *arrays)
+
+
+def heads_divide(q: jax.Array, kv: LayerKV) -> bool:
+  """Whether the mesh splits prompts and heads of q [P, S, Q, H] evenly, or there is none."""
+  mesh = jax.sharding.get_abstract_mesh()
+  tensor = 1 if mesh.empty else mesh.shape["tensor"]
+  return not (q.shape[0] % prompt_parts() or kv.k.shape[1] % tensor)
+
+
+def on_own_heads(
+  kernel: Callable[..., jax.Array], q: jax.Array, kv: LayerKV, mask: Array
+) -> jax.Array:
+  """Calls an attention kernel on each device's own prompts and heads, which `heads_divide`.
+
+  The compiler cannot split a kernel by itself.
+
+  Args:
+    kernel: (q, keys, values, mask) -> [P, S, Q * H].
+    q: [P, S, Q, H].
+    kv: keys [P, K, H, S] and values [P, K, S, H].
+    mask: [P, S] bool.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return kernel(q, *kv, mask)
+  heads_second = PartitionSpec(BATCH_AXES, "tensor")
+  heads_third = PartitionSpec(BATCH_AXES, None, "tensor")
+  return jax.shard_map(
+    kernel,
+    in_specs=(heads_third, heads_second, heads_second, PartitionSpec(BATCH_AXES)),
+    out_specs=heads_third,
+    check_vma=False,
+  )(q, *kv, mask)

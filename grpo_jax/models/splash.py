@@ -3,19 +3,15 @@
 It takes the place of `blockwise.attend_prompt` where a program is compiled for a TPU. Tests compare
 it with the reference in Pallas' interpreter and compile it for TPUs; no TPU has run it here. The
 completions see two sets of keys, which it does not know, and stay with `blockwise`.
-
-GPUs have no such path: cuDNN (`jax.nn.dot_product_attention`) takes padding on the right only, and
-ours is on the left; any other padding would be an [S, S] array.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from grpo_jax.models.kv_cache import LayerKV
-from grpo_jax.models.placement import BATCH_AXES, prompt_parts
+from grpo_jax.models.placement import heads_divide, on_own_heads
 from grpo_jax.types import Array
 
 LANES = 128  # the kernel's heads come in multiples of this width,
@@ -24,11 +20,8 @@ BLOCK = 512  # and its sequences in such blocks
 
 def suits(q: jax.Array, kv: LayerKV) -> bool:
   """Whether the kernel takes these shapes, whole or split as the mesh splits prompts and heads."""
-  prompts, length, _, width = q.shape
-  mesh = jax.sharding.get_abstract_mesh()
-  tensor = 1 if mesh.empty else mesh.shape["tensor"]
-  even = not (prompts % prompt_parts() or kv.k.shape[1] % tensor)
-  return even and not (width % LANES or length % BLOCK)
+  _, length, _, width = q.shape
+  return heads_divide(q, kv) and not (width % LANES or length % BLOCK)
 
 
 def attend_prompt(
@@ -75,14 +68,4 @@ def attend_prompt(
     out = jax.vmap(one)(q, k.swapaxes(2, 3), v, mask.astype(jnp.int32))
     return out.swapaxes(1, 2).reshape(prompts, length, heads * width)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return local(q, *kv, mask)
-  heads_second = PartitionSpec(BATCH_AXES, "tensor")
-  heads_third = PartitionSpec(BATCH_AXES, None, "tensor")
-  return jax.shard_map(  # the compiler cannot split a kernel by itself
-    local,
-    in_specs=(heads_third, heads_second, heads_second, PartitionSpec(BATCH_AXES)),
-    out_specs=heads_third,
-    check_vma=False,
-  )(q, *kv, mask)
+  return on_own_heads(local, q, kv, mask)

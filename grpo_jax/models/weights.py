@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grpo_jax.files import hub
 from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
+from grpo_jax.models.compute_dtype import compute_dtype
 from grpo_jax.models.config import DecoderConfig, Dtype, token_ids
 from grpo_jax.models.parameters import (
   Parameter,
@@ -78,8 +79,8 @@ def load_pretrained(
 
   Args:
     path_or_hub_id: a folder or a hub id, optionally `owner/name@revision`.
-    dtype: of the parameters and of the decoder's compute (`float32`, `bfloat16`, `float16`); None
-      takes what the checkpoint's embedding is stored as.
+    dtype: of the parameters and of the decoder's compute (`float32`, `bfloat16`, `float16`); `auto`
+      takes what is fast here, None what the checkpoint's embedding is stored as.
     sharding: from a parameter's path and shape to where it goes; None means the default device.
 
   Returns:
@@ -96,6 +97,8 @@ def load_pretrained(
   check_tensors(config, checkpoint_tensors(table), files, folder)
   if dtype is None:
     dtype = str(DTYPES[files[table[0].name].dtypes[table[0].name]])
+  elif dtype == "auto":
+    dtype = compute_dtype(dtype, config)
   config = dataclasses.replace(config, dtype=cast(Dtype, dtype))
   wanted = np.dtype(jnp.dtype(dtype))
   leaves: dict[TreePath, jax.Array] = {}

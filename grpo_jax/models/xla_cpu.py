@@ -19,6 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+KEPT = "kept"
 
 
 def stored(x: jax.Array) -> jax.Array:
@@ -34,28 +37,136 @@ def stored(x: jax.Array) -> jax.Array:
   return lax.platform_dependent(x, cpu=through_identity, default=lambda x: x)
 
 
+def transposed(x: jax.Array) -> jax.Array:
+  """Swaps the last two axes of x [.., M, N]; on CPU a product with the result takes a fast path.
+
+  A bfloat16 product on CPU that contracts the left side's rows runs at a third of the rate of one
+  that contracts its columns, and XLA folds a plain transpose back into the former. It does not fold
+  one that stands between two reversals.
+  """
+  plain = lambda x: jnp.swapaxes(x, -1, -2)
+  flipped = lambda x: jnp.flip(plain(jnp.flip(x, -2)), -1)
+  return lax.platform_dependent(x, cpu=flipped, default=plain)
+
+
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Computes x [.., D] @ kernel [D, F]; on CPU the weight's gradient is x^T g, not (g^T x)^T.
-
-  XLA on CPU copies the left side of that product into transposed order, fused with whatever made
-  it. For a cotangent that is SwiGLU's whole backward arithmetic, five times slower so.
-  """
-  return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+  """Computes x [.., D] @ kernel [D, F] in their dtype."""
+  return _rounded_product(x, kernel, kernel_axis=0)
 
 
 def _project_backward(saved, g):
   x, kernel = saved
-  leading = tuple(range(x.ndim - 1))
-  sum_over_tokens = lambda a, b: lax.dot_general(a, b, ((leading, leading), ((), ())))
-  dx = lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-  dkernel = lax.platform_dependent(
-    x, g, cpu=sum_over_tokens, default=lambda x, g: sum_over_tokens(g, x).T
-  )
-  return dx, dkernel
+  flat = lambda y: y.reshape(-1, y.shape[-1])
+  dx = _rounded_product(g, kernel, kernel_axis=1)
+  return dx, sum_over_rows(flat(x), flat(g)).astype(kernel.dtype)
 
 
 project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
+
+
+def _rounded_product(x: jax.Array, kernel: jax.Array, kernel_axis: int) -> jax.Array:
+  """A product in the operands' dtype, over the last axis of x and one of the kernel's.
+
+  On CPU a bfloat16 product with a bfloat16 result takes a path two to ten times slower than one
+  with a float32 result, which is then rounded.
+  """
+  dims = (((x.ndim - 1,), (kernel_axis,)), ((), ()))
+  wide = lambda x, kernel: lax.dot_general(x, kernel, dims, preferred_element_type=jnp.float32)
+  plain = lambda x, kernel: lax.dot_general(x, kernel, dims)
+  if x.dtype == jnp.float32:
+    return plain(x, kernel)
+  return lax.platform_dependent(
+    x, kernel, cpu=lambda x, kernel: wide(x, kernel).astype(x.dtype), default=plain
+  )
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The float32 product of a [.., M, K] and b [.., K, N].
+
+  In bfloat16 its cotangent is rounded to that, so that the gradients' products are of bfloat16,
+  too, and sum in float32. (jax would multiply by the float32 cotangent.)
+  """
+  return jnp.matmul(a, b) if a.dtype == jnp.float32 else _half_product(a, b)
+
+
+@jax.custom_vjp
+def _half_product(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _half_product_backward(saved, g):
+  a, b = saved
+  g = g.astype(a.dtype)
+  da = jnp.einsum("...mn,...kn->...mk", g, b, preferred_element_type=jnp.float32)
+  return da.astype(a.dtype), sum_over_rows(a, g).astype(b.dtype)
+
+
+_half_product.defvjp(lambda a, b: (_half_product(a, b), (a, b)), _half_product_backward)
+
+
+def scores_of(hidden: jax.Array, rows: jax.Array) -> jax.Array:
+  """Products in float32 of hidden [.., D] with each of the rows [V, D] -> [.., V].
+
+  XLA on CPU copies a transposed matrix, which an embedding of a whole vocabulary is too large for.
+  """
+  dims = (((hidden.ndim - 1,), (1,)), ((), ()))
+  return lax.dot_general(hidden, rows, dims, preferred_element_type=jnp.float32)
+
+
+def sum_over_rows(a: jax.Array, g: jax.Array) -> jax.Array:
+  """a^T g [.., K, N] of a [.., M, K] and g [.., M, N], added up in float32: a weight's gradient.
+
+  On CPU a float32 product takes a^T g as it stands. (jax's own form is (g^T a)^T, for which XLA
+  copies g into transposed order, fused with what made it: five times slower where that is SwiGLU's
+  backward arithmetic.) A bfloat16 one runs at a third of its rate unless the rows are the left
+  side's last axis; so the narrower side is transposed.
+
+  Returns:
+    float32, or rounded to the operands' dtype.
+  """
+  if a.dtype == jnp.float32:
+    return jnp.einsum("...mk,...mn->...kn", a, g)
+
+  def on_cpu(a, g):
+    wide = lambda x, y: jnp.matmul(_transposed(x), y, preferred_element_type=jnp.float32)
+    if a.shape[-1] <= g.shape[-1]:
+      return wide(a, g)
+    # Rounded first: XLA would fold the transpose into a product that it does not have.
+    return jnp.swapaxes(wide(g, a).astype(a.dtype), -1, -2).astype(jnp.float32)
+
+  plain = lambda a, g: jnp.einsum("...mk,...mn->...kn", a, g, preferred_element_type=jnp.float32)
+  return lax.platform_dependent(a, g, cpu=on_cpu, default=plain)
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+  """Swaps the last two axes. XLA folds a plain transpose back into a product, not reversals."""
+  return jnp.flip(jnp.swapaxes(jnp.flip(x, -2), -1, -2), -1)
+
+
+def as_bits(x: jax.Array) -> jax.Array:
+  """16-bit numbers as integers, which XLA on CPU moves as they are.
+
+  For anything but a product it converts a bfloat16 array to float32 and back, also where nothing is
+  computed: the weights of all layers to take those of one, what all layers keep for the backward
+  pass to add what one keeps, all embeddings to look some up.
+  """
+  return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def from_bits(bits: jax.Array, dtype: Any) -> jax.Array:
+  """What `as_bits` made of an array of this dtype."""
+  return bits if bits.dtype == dtype else lax.bitcast_convert_type(bits, dtype)
+
+
+@jax.custom_jvp
+def kept(x: jax.Array) -> jax.Array:
+  """Returns x, which rematerialisation may keep under the name `KEPT`, as bits."""
+  return from_bits(checkpoint_name(as_bits(x), KEPT), x.dtype)
+
+
+# Not `kept` again, into which rematerialisation would not look.
+kept.defjvp(lambda primals, tangents: (kept.fun(*primals), *tangents))
 
 
 def flat(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -128,10 +128,10 @@ def test_entropy_is_a_diagnostic_without_a_gradient():
   keys = jax.random.split(jax.random.key(0), 3)
   hidden, kernel = jax.random.normal(keys[0], (2, 5, 8)), jax.random.normal(keys[1], (8, V))
   targets = jax.random.randint(keys[2], (2, 5), 0, V)
-  slope = jax.grad(lambda h: token_logprobs(h, kernel, targets).entropy.sum())(hidden)
+  slope = jax.grad(lambda h: token_logprobs(h, kernel.T, targets).entropy.sum())(hidden)
   np.testing.assert_array_equal(slope, 0.0)
   # Equal logits: entropy ln V and log-probs -ln V.
-  scores = token_logprobs(jnp.zeros((1, 3, 8)), kernel, targets[:1, :3])
+  scores = token_logprobs(jnp.zeros((1, 3, 8)), kernel.T, targets[:1, :3])
   np.testing.assert_allclose(scores.entropy, np.log(V), rtol=1e-6)
   np.testing.assert_allclose(scores.logp, -np.log(V), rtol=1e-6)
 
@@ -144,7 +144,7 @@ def test_gradients_of_the_scores_are_those_of_a_log_softmax(chunk):
   weights = jax.random.normal(keys[3], (2, 5))
 
   def ours(hidden, kernel):
-    return token_logprobs(hidden, kernel, targets, temperature=0.7, chunk=chunk).logp
+    return token_logprobs(hidden, kernel.T, targets, temperature=0.7, chunk=chunk).logp
 
   def plain(hidden, kernel):
     table = jax.nn.log_softmax(hidden @ kernel / 0.7)
