@@ -32,13 +32,14 @@ from grpo_jax.benchmarking.timing import Timed, TimedStep, peak_memory_gib, proc
 from grpo_jax.benchmarking.work import RandomWork, ToolWork, Work
 from grpo_jax.config import RunConfig, read_preset
 from grpo_jax.files.atomic import write_json
+from grpo_jax.models import LoraConfig
 from grpo_jax.report.tables import Row, as_text
 from grpo_jax.report.templates import TEMPLATES
 from grpo_jax.runs.installation import git_commit
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(Workload)
-command_line.define(RunConfig, ["micro_batch_prompts", "dtype", "seed"])
+command_line.define(RunConfig, ["micro_batch_prompts", "lora_rank", "dtype", "seed"])
 flags.DEFINE_string("shape", "S", f"{', '.join(SHAPES)} or a Hugging Face config.json")
 flags.DEFINE_bool(
   "realistic", False, "real prompts, a policy that knows how to answer and to stop; 12 --prompts"
@@ -46,6 +47,9 @@ flags.DEFINE_bool(
 flags.DEFINE_integer("steps", 5, "timed steps of each program, after one to warm up", lower_bound=1)
 flags.DEFINE_list("compare", [], f"also time: {', '.join(PEERS)}")
 flags.DEFINE_string("environments", ".benchmark", "environments of --compare")
+flags.DEFINE_string(
+  "peer_python", None, "an interpreter that has what --compare needs, instead of environments"
+)
 flags.DEFINE_bool("profile", False, "trace two more steps into a folder beside the JSON")
 flags.DEFINE_string("json", None, "where the figures go; default: below runs/benchmark")
 flags.DEFINE_alias("out", "json")
@@ -53,6 +57,8 @@ flags.DEFINE_alias("out", "json")
 
 @command_line.script(RuntimeError)
 def main(argv: list[str]) -> None:
+  if FLAGS.lora_rank and "tunix" in FLAGS.compare:
+    raise ValueError("--compare=tunix does not go with --lora_rank: its runner has no adapters")
   if unknown := set(FLAGS.compare) - set(PEERS):
     raise ValueError(f"--compare={unknown.pop()}; expected some of {', '.join(PEERS)}")
   if FLAGS.realistic and not FLAGS["prompts"].present:
@@ -79,14 +85,17 @@ def benchmark(work: Work) -> None:
   """Measures, prints and writes."""
   shape = "realistic" if FLAGS.realistic else FLAGS.shape
   out = Path(FLAGS.json or f"runs/benchmark/{Path(shape).stem}.json")
-  ours = TimedStep(work, FLAGS.micro_batch_prompts, seed=FLAGS.seed)
+  ours = TimedStep(work, FLAGS.micro_batch_prompts, seed=FLAGS.seed, lora=adapters())
   ours.run()
   first_step = process_age()
   if FLAGS.realistic:  # each step may have another shape, and the first run of a program is slower
     for _ in range(FLAGS.steps):
       ours.run()
     ours.step = 1
-  times = [ours.run() for _ in range(FLAGS.steps)]
+  times = []
+  for number in range(FLAGS.steps):
+    times.append(ours.run())
+    print(f"ours {times[-1].total:.2f} s  [{number + 1}/{FLAGS.steps}]", flush=True)
   found = figures(times, peak_memory_gib())
   found |= {"compile_seconds": ours.compile_seconds, "first_step_at_seconds": first_step}
   if FLAGS.profile:
@@ -98,7 +107,8 @@ def benchmark(work: Work) -> None:
     "shape": shape,
     "workload": vars(work.load),
     "temperature": work.temperature,
-    "dtype": FLAGS.dtype,
+    "dtype": work.config.dtype,
+    "lora_rank": FLAGS.lora_rank,
     "micro_batch_prompts": FLAGS.micro_batch_prompts,
     "steps": FLAGS.steps,
     "seed": FLAGS.seed,
@@ -136,10 +146,17 @@ def rates_of(steps: list[dict[str, float]]) -> dict[str, Any]:
   }
 
 
+def adapters() -> LoraConfig | None:
+  """The adapters that are trained; None where the whole model is."""
+  return LoraConfig(FLAGS.lora_rank) if FLAGS.lora_rank else None
+
+
 def against_floor(work: RandomWork, seconds: float) -> dict[str, Any]:
   """The work, with and without sharing the prompt, and what it takes at the measured rates."""
   rates = measure_rates(work.config, work.load)
-  shared, repeated = (step_work(work.config, work.load, shared=share) for share in (True, False))
+  shared, repeated = (
+    step_work(work.config, work.load, shared=share, lora=adapters()) for share in (True, False)
+  )
   floor, without = floor_of(shared, rates), floor_of(repeated, rates)
   return {
     "flops": shared.flops,
@@ -174,11 +191,14 @@ def profile(ours: TimedStep, folder: Path) -> str:
 def take_turns(peer: str, work: Work, ours: TimedStep, out: Path) -> dict[str, Any]:
   """A peer's figures and how they compare with ours, measured in turns on the same prompts."""
   runners = Path(__file__).parent / "peers"
-  requirements = runners / f"{peer}.txt"
-  python = prepare_environment(peer, requirements, (Path(FLAGS.environments) / peer).absolute())
+  environment = PEERS[peer]
+  requirements = runners / f"{environment}.txt"
+  python = FLAGS.peer_python or prepare_environment(
+    peer, requirements, (Path(FLAGS.environments) / environment).absolute()
+  )
   folder = out.with_suffix("") / peer
   folder.mkdir(parents=True, exist_ok=True)
-  task = write_work(work, FLAGS.steps + 1, folder)
+  task = write_work(work, FLAGS.steps + 1, folder, FLAGS.micro_batch_prompts, adapters())
   mine, theirs = [], []
   command = [str(python), str((runners / f"{peer}_grpo.py").absolute())]
   ours.step = 1  # the prompts of the first step are those to warm up with
@@ -199,7 +219,7 @@ def take_turns(peer: str, work: Work, ours: TimedStep, out: Path) -> dict[str, A
     "peak_memory_gib": theirs[-1]["peak_memory_gib"],
     "ours": own,
     "times_slower": own["tokens_per_second"] / found["tokens_per_second"],
-    "requirements": requirements.read_text(encoding="utf-8").split(),
+    "requirements": None if FLAGS.peer_python else requirements.read_text("utf-8").split(),
   }
 
 

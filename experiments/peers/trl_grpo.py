@@ -2,6 +2,7 @@
 
 import itertools
 
+import peft
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -41,6 +42,7 @@ trainer = GRPOTrainer(
   reward_funcs=rewards,
   args=config,
   train_dataset=Dataset.from_dict(columns),
+  peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **work["lora"]) if work["lora"] else None,
   # Not AutoTokenizer: it makes a Qwen2 tokenizer of the folder, which returns no ids.
   processing_class=PreTrainedTokenizerFast.from_pretrained(work["model"]),
 )

@@ -61,21 +61,25 @@ class Turns:
     update = time.perf_counter() - self._began - self.seconds["score"]
     self.done(self.seconds["sample"], update, self.tokens)
 
-  def done(self, sample: float, update: float, tokens: int) -> None:
+  def done(
+    self, sample: float, update: float, tokens: int, device_gib: float | None = None
+  ) -> None:
     """Reports a step.
 
     Args:
       sample: seconds until the candidates were there.
       update: seconds of the training part.
       tokens: sampled tokens, up to and with each candidate's stop token.
+      device_gib: peak memory of the device; None says that of this process.
     """
+    own_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     self._tell(
       {
         "sample": sample,
         "update": update,
         "total": time.perf_counter() - self._began,
         "tokens": tokens,
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": own_gib if device_gib is None else device_gib,
       }
     )
 

@@ -10,17 +10,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from grpo_jax.benchmarking.timing import LEARNING_RATE
 from grpo_jax.benchmarking.work import ToolWork, Work
-from grpo_jax.models import save_pretrained
+from grpo_jax.models import DecoderConfig, LoraConfig, save_pretrained
+from grpo_jax.models.parameters import adapter_parameters
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-Peer = Literal["trl", "tunix"]
-PEERS: tuple[Peer, ...] = get_args(Peer)
+# Peers, and whose environment each runs in.
+PEERS = {"trl": "trl", "tunix": "tunix", "torch": "trl"}
 MARK = "BENCHMARK "  # as in experiments/peers/turns.py, which runs where this package is not
 
 
@@ -53,13 +54,21 @@ def prepare_environment(peer: str, requirements: Path, folder: Path) -> Path:
   return python
 
 
-def write_work(work: Work, steps: int, folder: Path) -> Path:
+def write_work(
+  work: Work,
+  steps: int,
+  folder: Path,
+  micro_batch_prompts: int = 1,
+  lora: LoraConfig | None = None,
+) -> Path:
   """Writes what a peer works on: a model in the Hugging Face layout and the prompts of each step.
 
   Args:
     work: of the same seed as that of our `TimedStep`, whose weights and prompts they are then.
     steps: how many steps' prompts.
     folder: where to.
+    micro_batch_prompts: prompts in a backward pass, for peers that do not choose for themselves.
+    lora: adapters to train instead of the whole model; Tunix's runner has none.
 
   Returns:
     The path of work.json.
@@ -91,12 +100,21 @@ def write_work(work: Work, steps: int, folder: Path) -> Path:
     "stop_ids": list(work.stop_ids),
     "temperature": work.temperature,
     "learning_rate": LEARNING_RATE,
+    "micro_batch_prompts": micro_batch_prompts,
+    "lora": _peft_settings(work.config, lora) if lora else None,
     "steps": texts,
     "wanted": wanted,
   }
   path = (folder / "work.json").absolute()  # the peer runs in that folder
   path.write_text(json.dumps(content), encoding="utf-8")
   return path
+
+
+def _peft_settings(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
+  """Adapters as `peft.LoraConfig` takes them."""
+  pairs = adapter_parameters(config, lora.rank, lora.targets)
+  modules = sorted({a.name.split(".")[-3] for a, _ in pairs})
+  return {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules}
 
 
 def _words(vocab: int) -> PreTrainedTokenizerFast:

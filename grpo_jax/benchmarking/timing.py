@@ -17,6 +17,7 @@ from grpo_jax.benchmarking.work import Work
 from grpo_jax.config import GRPOConfig, OptimizerConfig, SamplingConfig
 from grpo_jax.grpo import make_batch, resolve, step_key, update_program
 from grpo_jax.losses import share_without_spread
+from grpo_jax.models import LoraConfig, init_adapters
 from grpo_jax.optimizers import make_optimizer, make_schedule
 from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
 from grpo_jax.sharding import make_mesh
@@ -59,13 +60,19 @@ class TimedStep:
     repeated: do the same work without the group as an axis: each candidate is a prompt of its own,
       and a backward pass takes as many of them. Advantages are then all 0, which saves nothing.
     seed: of the samples.
+    lora: train adapters on the frozen model, in the compute dtype, instead of the whole model.
 
   Attributes:
     compile_seconds: of all programs so far, from the persistent cache when they are in it.
   """
 
   def __init__(
-    self, work: Work, micro_batch_prompts: int = 1, repeated: bool = False, seed: int = 0
+    self,
+    work: Work,
+    micro_batch_prompts: int = 1,
+    repeated: bool = False,
+    seed: int = 0,
+    lora: LoraConfig | None = None,
   ) -> None:
     self.work, self.repeated, self.step, self.compile_seconds = work, repeated, 0, 0.0
     mesh, load = make_mesh("data:1,fsdp:1,tensor:1"), work.load
@@ -81,10 +88,14 @@ class TimedStep:
     start = jax.jit(
       lambda params, key: TrainState(params, tx.init(params), jnp.int32(0), key), donate_argnums=0
     )
-    self.state = jax.block_until_ready(start(work.params(), jax.random.key(seed)))
+    self._base, params = None, work.params()
+    if lora is not None:
+      self._base = jax.tree.map(lambda x: x.astype(work.config.dtype), params)
+      params = init_adapters(work.config, lora, jax.random.key(seed))
+    self.state = jax.block_until_ready(start(params, jax.random.key(seed)))
+    self._sample = sample_program(work.config, mesh, sampling, lora)
     self._settings = settings
-    self._sample = sample_program(work.config, mesh, sampling)
-    self._update = update_program(work.config, mesh, tx, settings)
+    self._update = update_program(work.config, mesh, tx, settings, lora)
     self._compiled: dict[tuple[int, ...], Any] = {}
 
   def prompts(self) -> Prompts:
@@ -97,7 +108,7 @@ class TimedStep:
   def run(self) -> Timed:
     """Takes one step and times it."""
     prompts = jax.block_until_ready(jax.device_put(self.prompts()))
-    given: tuple[Any, ...] = (self.state.params, None, prompts, step_key(self.state))
+    given: tuple[Any, ...] = (self.state.params, self._base, prompts, step_key(self.state))
     sample = self._program(self._sample.compile, given, prompts.tokens.shape)
     began = _clocks()
     rollout = jax.block_until_ready(sample(*given))
@@ -110,12 +121,12 @@ class TimedStep:
     batch = make_batch(cut, rewards, None, self._settings)
     compile_update = lambda *arguments: self._update.lower(*arguments).compile()
     update = self._program(
-      compile_update, (self.state, batch, None), (*prompts.tokens.shape, *cut.tokens.shape)
+      compile_update, (self.state, batch, self._base), (*prompts.tokens.shape, *cut.tokens.shape)
     )
     ready = _clocks()
     cut = cut_to_bucket(rollout, longest)  # for the second time: now it is timed
     batch = make_batch(cut, rewards, None, self._settings)
-    self.state, metrics = update(self.state, batch, None)
+    self.state, metrics = update(self.state, batch, self._base)
     jax.block_until_ready((self.state, metrics))
     ended = _clocks()
     self.step += 1

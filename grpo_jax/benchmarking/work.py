@@ -8,9 +8,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from grpo_jax.benchmarking.shapes import Workload
+from grpo_jax.benchmarking.shapes import Workload, in_dtype
 from grpo_jax.models import DecoderConfig, Params, init_params, load_pretrained
-from grpo_jax.models.config import Dtype
 from grpo_jax.runs.installation import TINY_MODEL
 from grpo_jax.sampling import LENGTH_BUCKETS
 from grpo_jax.tasks import completion_text, load_tokenizer, render, render_text, stop_token_ids
@@ -76,9 +75,9 @@ class ToolWork:
   buckets: Sequence[int] = LENGTH_BUCKETS
   model = TINY_MODEL
 
-  def __init__(self, load: Workload, steps: int, dtype: Dtype = "float32", seed: int = 0) -> None:
+  def __init__(self, load: Workload, steps: int, dtype: str = "float32", seed: int = 0) -> None:
     config, self._params = load_pretrained(self.model)
-    self.config = dataclasses.replace(config, dtype=dtype)
+    self.config = in_dtype(config, dtype)
     self._tokenizer = load_tokenizer(self.model)
     self.stop_ids: Sequence[int] = stop_token_ids(self._tokenizer, self.model)
     tasks = [ToolTask.from_row(row) for row in generate(0, "train")]

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_jax.benchmarking.flops import layer_weights, step_work
 from grpo_jax.benchmarking.shapes import SHAPES, Workload, read_shape
-from grpo_jax.models import DecoderConfig
+from grpo_jax.models import DecoderConfig, LoraConfig
 
 # V, D, F, N, Q, K, H
 SMALL = DecoderConfig(10, 4, 6, 1, 2, 1, 2, tie_embeddings=True)
@@ -71,11 +71,24 @@ def test_a_shape_is_a_name_or_a_config_file(tmp_path):
   assert read_shape(str(path)) == SHAPES["S"]
   assert read_shape("M", "bfloat16") == dataclasses.replace(SHAPES["M"], dtype="bfloat16")
   for wrong in ("L", str(tmp_path / "missing.json")):
-    with pytest.raises(ValueError, match=r"expected S, M or a config.json"):
+    with pytest.raises(ValueError, match=r"expected S, M, Q, Q1.5 or a config.json"):
       read_shape(wrong)
   path.write_text('{"model_type": "gpt2"}')
   with pytest.raises(ValueError, match=r"config.json: model_type 'gpt2' is not supported"):
     read_shape(str(path))
+
+
+def test_adapters_have_gradients_and_the_frozen_model_has_none():
+  lora = LoraConfig(2, targets=("q", "down"))
+  adapters = 2 * (4 + 4) + 2 * (6 + 4)  # A and B of q, [4, 4], and of down, [6, 4]
+  full, work = (step_work(SMALL, LOAD, shared=True, lora=one) for one in (None, lora))
+  pair = 4 * 2 * 2
+  weights = 2 * (120 + 16 + 120 * 2) + 2 * 40 * 4  # as in the test of the shared prompt
+  assert full.training_flops == 3 * (weights + pair * (2 + 2 * 3))
+  through = 2 * adapters * (2 + 2)  # two prompt tokens, one of each candidate
+  assert work.training_flops == 2 * weights + 3 * (pair * (2 + 2 * 3) + through)
+  assert work.optimizer_bytes == 32 * adapters
+  assert work.decode_flops == full.decode_flops
 
 
 @pytest.mark.parametrize("wrong", [{"prompts": 0}, {"completion_tokens": 0}, {"group_size": 1}])

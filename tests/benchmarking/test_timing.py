@@ -126,7 +126,7 @@ def test_environments_are_made_once(tmp_path):
 
 
 def test_every_peer_has_a_runner_and_exact_requirements():
-  for peer in PEERS:
+  for peer, environment in PEERS.items():
     assert (RUNNERS / f"{peer}_grpo.py").exists()
-    lines = (RUNNERS / f"{peer}.txt").read_text().splitlines()
+    lines = (RUNNERS / f"{environment}.txt").read_text().splitlines()
     assert lines and all("==" in line for line in lines if not line.startswith("#"))

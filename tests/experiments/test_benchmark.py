@@ -86,15 +86,39 @@ def test_real_prompts_count_tokens_up_to_the_end(folder):
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
-    ("--shape=XL", "--shape=XL; expected S, M or a config.json that exists"),
+    ("--shape=XL", "--shape=XL; expected S, M, Q, Q1.5 or a config.json that exists"),
     (
       "--realistic --shape=S",
       "--shape does not go with --realistic: its model and prompts are given",
     ),
-    ("--compare=verl", "--compare=verl; expected some of trl, tunix"),
+    ("--compare=verl", "--compare=verl; expected some of trl, tunix, torch"),
   ],
 )
 def test_contradictions_end_in_one_sentence_before_any_work(folder, flag, message):
   done = benchmark(*flag.split(), cwd=folder)
   assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == f"benchmark: {message}"
   assert not (folder / "runs").exists()
+
+
+def test_the_script_for_gpus_runs_on_a_cpu(tmp_path):
+  """All of it, beside PyTorch, in small: it must work on the day that a GPU is there."""
+  pytest.importorskip("peft")
+  command = [
+    *("bash", str(SCRIPT.with_name("benchmark_gpu.sh")), "--device=cpu", "--shape=S", "--steps=1"),
+    *("--prompts=2", "--prompt_tokens=8", "--group_size=2", "--completion_tokens=3"),
+    f"--out={tmp_path}",
+  ]
+  environment = {**os.environ, "PYTHON": sys.executable}
+  run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert run.returncode == 0, run.stdout + run.stderr
+  parity = json.loads((tmp_path / "parity-S.json").read_text())
+  gaps = {name: mean for name, (mean, _) in parity["differences"].items()}
+  assert gaps["trainer in float32, CPU in float32"] == 0
+  assert 0 < gaps["trainer in bfloat16, CPU in float32"] < 0.1
+  assert gaps["sampler and trainer in bfloat16"] < 0.05
+  for rank in (0, 16):
+    found = json.loads((tmp_path / f"step-S-lora{rank}.json").read_text())
+    assert found["lora_rank"] == rank and found["dtype"] == "bfloat16"
+    assert found["peers"]["torch"]["tokens"] == found["tokens"] == 2 * 2 * 3
+    assert found["step_over_floor"] > 0
+  assert "torch" in run.stdout
