@@ -130,6 +130,7 @@ def figures(times: list[Timed], peak_gib: float) -> dict[str, Any]:
     "cpu_seconds": spread([step.cpu for step in times]),
     "foreign_cpu_share": spread([step.foreign for step in times]),
     "equal_groups": statistics.mean(step.equal_groups for step in times),
+    "decoded_rows": statistics.mean(step.decoded for step in times),
     "peak_memory_gib": peak_gib,
   }
 

@@ -44,7 +44,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("compare_with", None, "the --out of an earlier evaluation of the same tasks")
 flags.DEFINE_integer("limit", 0, "only the first so many tasks; 0: all", lower_bound=0)
 flags.DEFINE_integer("samples", 1, "completions a task; above 1 with a temperature", lower_bound=1)
-flags.DEFINE_integer("batch_prompts", 16, "prompts generated at the same time", lower_bound=1)
+flags.DEFINE_integer("batch_prompts", 128, "the most prompts generated at a time", lower_bound=1)
 
 
 @command_line.script()

@@ -29,7 +29,7 @@ def evaluate(
   temperature: float = 0.0,
   samples: int = 1,
   seed: int = 0,
-  batch_prompts: int = 32,
+  batch_prompts: int = 128,
   date: str = "",
   plain_user_text: bool = False,
   check: Callable[[], None] = lambda: None,
@@ -48,7 +48,7 @@ def evaluate(
     temperature: 0 takes the likeliest token; otherwise divides the logits.
     samples: completions per task; more than one needs a temperature above 0.
     seed: of the samples and of the bootstrap.
-    batch_prompts: prompts generated at a time; changes nothing but time and memory.
+    batch_prompts: the most prompts generated at a time; changes nothing but time and memory.
     date: that templates show, see `render`.
     plain_user_text: see `render`.
     check: called before each of these batches; may raise.

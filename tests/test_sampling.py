@@ -20,6 +20,7 @@ from grpo_jax.models import (
   init_params,
 )
 from grpo_jax.sampling import (
+  SampleProgram,
   SamplingConfig,
   draw,
   filtered_logits,
@@ -322,21 +323,29 @@ def one_device_program(dtype, adapted):
 @pytest.mark.parametrize("adapted", [False, True])
 def test_layers_taken_apart_before_the_program_change_no_bit(dtype, adapted):
   program, given = one_device_program(dtype, adapted)
-  wanted = program.jitted(*given, None)  # taken apart inside, as on a mesh
+  wanted = program.trace(*given).lower().compile()(*given)  # taken apart inside, in one program
   for found in (program(*given), program.compile(*given)(*given)):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
   assert len(np.unique(wanted.tokens)) > 10
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_layers_taken_apart_before_the_program_take_no_more_memory(adapted):
+def test_segments_take_no_more_memory_than_one_program(adapted):
   program, given = one_device_program("float32", adapted)
-  whole = program.jitted.lower(*given, None).compile().memory_analysis()
-  two_stage = program.compile(*given).jitted.memory_analysis()
-  held = lambda sizes: sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
-  assert held(two_stage) <= 1.01 * held(whole)
-  layers = sum(x.nbytes for x in jax.tree.leaves((given[1] or given[0])["layers"]))
-  assert two_stage.temp_size_in_bytes <= whole.temp_size_in_bytes - 0.9 * layers
+  whole = program.trace(*given).lower().compile().memory_analysis()
+  weights, state = program.weights(*given[:2]), program._begin(*given)
+  arguments = (program, weights, state, *program._limits())
+  decode = SampleProgram._decode.lower(*arguments).compile().memory_analysis()
+  stacks = sum(x.nbytes for x in jax.tree.leaves([tree["layers"] for tree in given[:2] if tree]))
+  held = stacks + decode.argument_size_in_bytes + decode.temp_size_in_bytes
+  assert held <= 1.01 * (whole.argument_size_in_bytes + whole.temp_size_in_bytes)
+  # The state is decoded in place.
+  size = sum(
+    x.nbytes for x in jax.tree.leaves(state._replace(keys=jax.random.key_data(state.keys)))
+  )
+  assert decode.alias_size_in_bytes >= size
+  layers = sum(x.nbytes for x in jax.tree.leaves(weights["layers"]))
+  assert decode.temp_size_in_bytes <= whole.temp_size_in_bytes - 0.9 * layers
 
 
 def test_generate_draws_what_sample_groups_draws(tiny):

@@ -36,6 +36,7 @@ class Timed(NamedTuple):
     cpu: CPU seconds of this process, all threads; what to compare on a machine that is not quiet.
     foreign: share of the machine's CPU time that other processes took meanwhile.
     tokens: sampled tokens, up to and with each candidate's stop token.
+    decoded: rows times steps of the decoder, those of candidates that had ended among them.
     equal_groups: share of the groups whose rewards are all equal.
   """
 
@@ -45,6 +46,7 @@ class Timed(NamedTuple):
   cpu: float
   foreign: float
   tokens: int
+  decoded: int
   equal_groups: float
 
 
@@ -110,8 +112,10 @@ class TimedStep:
     prompts = jax.block_until_ready(jax.device_put(self.prompts()))
     given: tuple[Any, ...] = (self.state.params, self._base, prompts, step_key(self.state))
     sample = self._program(self._sample.compile, given, prompts.tokens.shape)
+    if self.work.stop_ids:  # smaller shapes are compiled when they occur
+      jax.block_until_ready(sample(*given))
     began = _clocks()
-    rollout = jax.block_until_ready(sample(*given))
+    rollout, segments = jax.block_until_ready(sample.run(*given))
     sampled = _clocks()
     drawn = jax.device_get(rollout)
     rewards = self.work.rewards(self.step, drawn)
@@ -138,6 +142,7 @@ class TimedStep:
       float(own),
       float(max(busy - own, 0.0) / (total * (os.cpu_count() or 1))),
       int(drawn.completion_mask.sum()),
+      sum(one.prompts * one.group * one.steps for one in segments),
       float(share_without_spread(rewards)),
     )
 
