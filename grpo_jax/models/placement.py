@@ -88,7 +88,9 @@ def gathered_once(
   def local(weight, *arrays):
     # Told here that prompts differ along `data`, or gradients would be summed over it at each use.
     weight = lax.pcast(weight, "data", to="varying")
-    return function(lax.all_gather(weight, "fsdp", axis=1, tiled=True), *arrays)
+    # Along the first axis: its gradient then lies as the sum over the devices wants it. A copy in
+    # between would let XLA on CPU begin the layers' own sums first, on one of several hosts.
+    return function(lax.all_gather(weight.T, "fsdp", axis=0, tiled=True).T, *arrays)
 
   own = PartitionSpec(BATCH_AXES)
   return jax.shard_map(

@@ -24,6 +24,11 @@ DTYPES: dict[str, np.dtype] = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Bytes of a number, also of types that no weight here has.
+_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
+  **{name: 1 for name in ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3")},
+  **{"I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8},
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000
 
@@ -100,8 +105,8 @@ def _fault(entry: Any) -> str:
     return f"has the shape {shape!r:.100}, expected a list of sizes"
   if not counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
     return f"has the data_offsets {offsets!r:.100}, expected its begin and its end"
-  wanted = DTYPES.get(dtype)
-  if wanted and offsets[1] - offsets[0] != math.prod(shape) * wanted.itemsize:
+  size = _SIZES.get(dtype)
+  if size and offsets[1] - offsets[0] != math.prod(shape) * size:
     return "does not take up what its shape needs"
   return ""
 
