@@ -2,6 +2,6 @@
 
 from grpo_jax import _moved
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _moved.install()

@@ -52,7 +52,7 @@ def assert_same(found, wanted, atol=1e-5):
 def test_real_prompts_get_the_same_candidates_with_and_without_segments():
   work = ToolWork(Workload(prompts=25, group_size=3), steps=4)
   sampling = SamplingConfig(3, 64, work.temperature, stop_ids=tuple(work.stop_ids))
-  program = SampleProgram(work.policy, ONE, sampling, worth=256.0)
+  program = SampleProgram(work.config, ONE, sampling, worth=256.0)
   whole = dataclasses.replace(program, worth=np.inf)
   params, decoded, lengths = work.params(), np.zeros(2), set()
   for step in range(4):

@@ -162,7 +162,7 @@ def _token_scores_backward(temperature, saved, cotangents):
     return total + sum_over_rows(scaled, excess), None
 
   pieces = (hidden, targets, scaled, excess)
-  start = jnp.zeros(vocabulary.shape[::-1], jnp.float32)
+  start = jnp.zeros_like(vocabulary, jnp.float32).T
   if hidden.shape[0] == 1:
     total, _ = weight_gradient(start, jax.tree.map(lambda x: x[0], pieces))
   else:
