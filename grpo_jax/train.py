@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -681,7 +681,9 @@ def _template_date(config: RunConfig) -> str:
 def _dtype(config: RunConfig) -> ComputeDtype:
   """The compute dtype: as it is set, else as the run began with it, else what is fast here."""
   began = recorded(config.run_dir, "dtype") if config.dtype == "auto" else ""
-  return compute_dtype(began or config.dtype, load_config(config.model))
+  own = compute_dtype(began or config.dtype, load_config(config.model))
+  known = get_args(ComputeDtype)
+  return known[hosts.from_first(known.index(own))]  # which may be the only one to see the record
 
 
 def _check_lengths(split: str, lengths: Sequence[int], limit: int) -> None:
