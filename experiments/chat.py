@@ -29,7 +29,7 @@ from grpo_jax.config import RunConfig, SamplingConfig
 from grpo_jax.files.json_text import read_json
 from grpo_jax.rewards import PARSE_ERRORS, parse
 from grpo_jax.rewards.parsing.parser import ParseMode
-from grpo_jax.sampling import draw, pad_to_bucket
+from grpo_jax.sampling import SampleProgram, draw, pad_to_bucket
 from grpo_jax.tasks import encode_messages, load_tokenizer, stop_token_ids
 from grpo_jax.tasks.schema import ToolCall, ToolSpec
 from grpo_jax.tasks.synthetic.prompts import STYLES, system_message
@@ -72,8 +72,7 @@ def stream(
   hidden = hidden[:, None]
   # Copies, because the empty cache is one buffer under many names, which cannot be donated twice.
   own = jax.tree.map(jnp.copy, models.empty_completion_cache(config, 1, 1, sampling.max_tokens))
-  apart = params | {"layers": models.layers_apart(config, params)}
-  weights = models.in_compute_dtype(config, apart)  # once, not for each token
+  weights = SampleProgram(config, None, sampling).weights(params, None)  # not for each token
   for step in map(np.int32, range(sampling.max_tokens)):
     token = draw_token(config, weights, hidden, key, step, sampling)
     yield token.item()

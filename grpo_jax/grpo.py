@@ -348,8 +348,8 @@ def resolve(
   sampling = replace(settings.sampling, stop_ids=tuple(stop_ids), pad_id=config.pad_token_id or 0)
   idle = mesh.size == 1 and not settings.kl_weight
   # What a layer keeps in 16 bits XLA on CPU converts for each layer anew, unless it keeps bits.
-  in_bits = _on_cpu(mesh) and config.dtype != "float32" and settings.remat == "none"
-  remat = "dots" if in_bits else settings.remat
+  converted = _on_cpu(mesh) and config.dtype != "float32" and settings.remat == "none"
+  remat = "dots" if converted else settings.remat
   return replace(settings, sampling=sampling, skip_idle=idle, remat=remat)
 
 

@@ -1,6 +1,6 @@
 """The prompts' attention by cuDNN's fused kernel on NVIDIA GPUs: no score leaves the chip.
 
-It takes the place of `attention.attend_prompt` in 16 bits, where a program is compiled for CUDA.
+It takes the place of `attention.attend_prompt` in bfloat16, where a program is compiled for CUDA.
 The completions see two sets of keys, which it does not know, and stay with XLA.
 """
 

@@ -230,7 +230,7 @@ def is_matrix(path: Sequence[Any]) -> bool:
 def in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
   """Matrices in the compute dtype; vectors as they are, for the layers cast these themselves."""
   cast = lambda path, x: matrix(config, x) if is_matrix(path) else x
-  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_stored)
+  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_is_in_bits)
 
 
 class InBits(NamedTuple):
@@ -255,13 +255,13 @@ def in_bits(config: DecoderConfig, params: Params) -> Params:
       return x
     return InBits(as_bits(lax.stop_gradient(x).astype(config.dtype)), x)
 
-  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_stored)
+  return jax.tree_util.tree_map_with_path(cast, params, is_leaf=_is_in_bits)
 
 
 def with_weights(stored: Params, weights: Params) -> Params:
   """What `in_bits` made of some weights, with the gradient going to these ones, of equal value."""
   put = lambda old, new: old._replace(weight=new) if isinstance(old, InBits) else new
-  return jax.tree.map(put, stored, weights, is_leaf=_stored)
+  return jax.tree.map(put, stored, weights, is_leaf=_is_in_bits)
 
 
 def matrix(config: DecoderConfig, x: jax.Array | InBits) -> jax.Array:
@@ -308,7 +308,7 @@ def _looked_up_backward(dtype, saved, g):
 _looked_up.defvjp(_looked_up_forward, _looked_up_backward)
 
 
-def _stored(x: Any) -> bool:
+def _is_in_bits(x: Any) -> bool:
   return isinstance(x, InBits)
 
 

@@ -8,6 +8,8 @@ any is the TPU's. The rest is the same arithmetic in another shape, free elsewhe
   they lie;
 * tokens are one axis, `[P * L, D]`, in a layer, the last norm and the head (`flat`): sums over an
   array that begins with an axis of one are up to ten times slower;
+* what only moves is 16-bit integers where it would be bfloat16 (`as_bits`, `kept`), and scores are
+  products with the rows of the vocabulary (`scores_of`): neither is converted or copied as a whole;
 * `over_first` leaves such an axis out of attention and of the head's chunks for the same reason.
 """
 
