@@ -171,7 +171,8 @@ class RunConfig(OptimizerConfig):
   model: str = setting(str(TINY_MODEL), "checkpoint folder or hub id; default: the embedded policy")
   data: str = setting(
     "synthetic:train",
-    "tasks: JSONL, JSON or parquet file, datasets folder or hub id, or synthetic:<split>",
+    "tasks: JSONL, JSON or parquet file, datasets folder or hub id, or synthetic:<split>, "
+    "natural:<split>",
   )
   eval_data: tuple[tuple[str, str], ...] = setting(
     (("seen", "synthetic:seen"), ("unseen", "synthetic:unseen")),
@@ -210,7 +211,7 @@ class RunConfig(OptimizerConfig):
     False, "also write model/, adapters merged, float32", needs="lora_rank", free=True
   )
   seed: int = setting(0, "of the data order, the samples and the bootstrap intervals", low=0)
-  data_seed: int = setting(0, "of the synthetic data", low=0)
+  data_seed: int = setting(0, "of generated tasks", low=0)
   mesh: str = setting(
     "data:1,fsdp:1,tensor:1", "devices by axis (data, fsdp, tensor); -1: the rest", free=True
   )

@@ -1,14 +1,15 @@
-"""Where tasks come from: a file, a hub id, or the generator."""
+"""Where tasks come from: a file, a hub id, or a generator."""
+
+from typing import Any
 
 from grpo_jax.tasks.jsonl import load_tasks
 from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.synthetic.natural import NATURAL_SPLITS, generate_natural
 from grpo_jax.tasks.synthetic.splits import SPLITS, generate
-
-SYNTHETIC = "synthetic:"
 
 
 def read_tasks(source: str, seed: int) -> list[ToolTask]:
-  """Reads tasks from a file or hub id, or generates them for `synthetic:<split>`.
+  """Reads tasks from a file or hub id, or generates them for `synthetic:` or `natural:<split>`.
 
   Args:
     source: as `--data` takes it.
@@ -17,9 +18,11 @@ def read_tasks(source: str, seed: int) -> list[ToolTask]:
   Raises:
     ValueError: an unknown split, or a row that is no task.
   """
-  if source.startswith(SYNTHETIC):
-    split = source.removeprefix(SYNTHETIC)
-    if split not in SPLITS:
-      raise ValueError(f"{source}: expected {SYNTHETIC} and one of {', '.join(SPLITS)}")
-    return [ToolTask.from_row(row) for row in generate(seed, split)]
-  return load_tasks(source)
+  register, colon, split = source.partition(":")
+  if not colon or register not in ("synthetic", "natural"):
+    return load_tasks(source)
+  splits: tuple[str, ...] = NATURAL_SPLITS if register == "natural" else SPLITS
+  if split not in splits:
+    raise ValueError(f"{source}: expected {register}: and one of {', '.join(splits)}")
+  make: Any = generate_natural if register == "natural" else generate
+  return [ToolTask.from_row(row) for row in make(seed, split)]

@@ -10,13 +10,13 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from grpo_jax.tasks.schema import Behavior, ToolCall
 from grpo_jax.tasks.synthetic.prompts import Style, task_row
 from grpo_jax.tasks.synthetic.purposes import HELD_OUT_PURPOSES, TRAINING_PURPOSES, Purposes
 from grpo_jax.tasks.synthetic.recipes import PHRASINGS, Argument, Phrasing, Recipe
+from grpo_jax.tasks.synthetic.shares import planned
 from grpo_jax.tasks.synthetic.tools import TRAINING_RECIPES, UNSEEN_RECIPES
 
 Split = Literal["train", "seen", "unseen"]
@@ -71,7 +71,8 @@ def generate(
   purposes = TRAINING_PURPOSES if split == "train" else HELD_OUT_PURPOSES
   rows: list[dict[str, Any]] = []
   taken: set[tuple[str, ...]] = set()
-  for index, (situation, recipe) in enumerate(_plan(seed, split, size, recipes)):
+  plan = planned(random.Random(f"{seed}:{split}"), size, SITUATIONS, lambda _: recipes)
+  for index, (situation, recipe) in enumerate(plan):
     rng = random.Random(f"{seed}:{split}:{index}")
     for _ in range(MAX_DRAWS):
       draft = _draft(rng, situation, recipe, purposes)
@@ -119,20 +120,6 @@ class _Draft:
   phrasing: Phrasing
   asked: str
   missing: Sequence[Argument] = ()
-
-
-def _plan(
-  seed: int, split: Split, size: int, recipes: Sequence[Recipe]
-) -> list[tuple[Situation, Recipe]]:
-  """Situation and tool of every row: exact shares, tools in turn, then shuffled."""
-  bounds = [round(size * share / 100) for share in accumulate(SITUATIONS.values(), initial=0)]
-  plan = [
-    (situation, recipes[i % len(recipes)])
-    for situation, start, stop in zip(SITUATIONS, bounds[:-1], bounds[1:], strict=True)
-    for i in range(start, stop)
-  ]
-  random.Random(f"{seed}:{split}").shuffle(plan)
-  return plan
 
 
 def _draft(rng: random.Random, situation: Situation, recipe: Recipe, purposes: Purposes) -> _Draft:

@@ -1,0 +1,333 @@
+"""The seeded generator of tool tasks in a natural register: requests as people would write them.
+
+Tools, the sentences that ask for them and all other phrases are written by hand
+(`assets/synthetic/natural`); the generator draws values, tools on offer and surroundings. `warm`,
+`train` and `unseen` have tools of their own. `seen` has the tools of `train` with sentences that
+are kept from it, and shares its other phrases with `unseen` alone.
+"""
+
+import functools
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from grpo_jax.tasks.schema import Behavior, ToolCall
+from grpo_jax.tasks.synthetic.natural_tools import (
+  SLOT,
+  NaturalTool,
+  Phrases,
+  Sentence,
+  Value,
+  read_phrases,
+  read_tools,
+)
+from grpo_jax.tasks.synthetic.prompts import Style, task_row
+from grpo_jax.tasks.synthetic.shares import planned
+
+NaturalSplit = Literal["warm", "train", "seen", "unseen"]
+NATURAL_SPLITS: tuple[NaturalSplit, ...] = get_args(NaturalSplit)
+NATURAL_SIZES: Mapping[NaturalSplit, int] = {"warm": 300, "train": 1500, "seen": 100, "unseen": 200}
+
+Situation = Literal["complete", "parallel", "missing", "harmful", "unfit", "wish"]
+# In percent. `parallel` wants two calls; `unfit` asks for what no tool on offer does although one
+# may sound like it, `wish` for what no tool does.
+SITUATIONS: Mapping[Situation, float] = {
+  "complete": 48, "parallel": 12, "missing": 25, "harmful": 6, "unfit": 6, "wish": 3,
+}  # fmt: skip
+BEHAVIOR_OF: Mapping[Situation, Behavior] = {
+  "complete": "execute", "parallel": "execute", "missing": "clarify",
+  "harmful": "refuse", "unfit": "refuse", "wish": "refuse",
+}  # fmt: skip
+TOOLS_SHOWN = ((1, 2, 3, 4, 5, 6), (30, 28, 20, 12, 6, 4))  # how many, and how often in percent
+NEAR_SHARE = 0.6  # of the further tools are near ones, while there are any
+NATIVE_SHARE = 0.75  # of the rows leave the schemas to the chat template
+CONTEXT = (("", "before", "after", "both"), (70, 13, 11, 6))  # of a request, in percent
+SAME_TOOL_SHARE = 0.25  # of the parallel calls call one tool twice
+OWN_SHARE = 0.5  # of the harmful and unfit requests are a tool's own, where it has any
+LOWER_SHARE = 0.12  # of the requests have no capitals and no final punctuation
+TYPO_SHARE = 0.09  # of the requests have a typo; somewhat less, as not every sentence may
+MAX_DRAWS = 500  # per row, before the generator gives up finding one that is new
+
+_OPENING_SLOT, _CLOSING_SLOT = re.compile(r"\{(\w+)\}"), re.compile(r"\{(\w+)\}[.!?]?$")
+_WORD = re.compile(r"\{\w+\}|\b[A-Za-z][a-z]{3,}\b")
+
+
+def generate_natural(
+  seed: int, split: NaturalSplit, size: int | None = None
+) -> list[dict[str, Any]]:
+  """Makes the rows of one split: a pure function of its arguments.
+
+  Args:
+    seed: of the data; another seed gives other rows with the same distribution.
+    split: `warm` (tools of a supervised warm start), `train`, `seen` (held-out sentences of the
+      tools of `train`) or `unseen` (other tools, sentences and phrases).
+    size: number of rows; the split's own size when None.
+
+  Returns:
+    Rows of the JSONL data contract, in shuffled order. Situations have exactly their shares
+    (rounded) and tools take turns; `extra_info.tool` is "none" where the tool asked for is not on
+    offer.
+
+  Raises:
+    ValueError: an unknown split, a size below 1, or more rows than there are distinct requests.
+  """
+  if split not in NATURAL_SPLITS:
+    raise ValueError(f"unknown split {split!r}; expected one of {', '.join(NATURAL_SPLITS)}")
+  size = NATURAL_SIZES[split] if size is None else size
+  if size < 1:
+    raise ValueError(f"size must be at least 1 row, got {size}")
+  tools, phrases = inventory(split)
+  able = {
+    "parallel": [tool for tool in tools if tool.requests["orders"]],
+    "missing": [tool for tool in tools if tool.requests["clarify"]],
+  }
+  plan = planned(
+    random.Random(f"natural:{seed}:{split}"), size, SITUATIONS, lambda kind: able.get(kind, tools)
+  )
+  rows: list[dict[str, Any]] = []
+  taken: set[tuple[str, ...]] = set()
+  for index, (situation, tool) in enumerate(plan):
+    rng = random.Random(f"natural:{seed}:{split}:{index}")
+    for _ in range(MAX_DRAWS):
+      draft = _draft(rng, situation, tool, tools, phrases)
+      shown = _shown(rng, draft, tools)
+      prompt = (draft.request.lower(), *(tool.name for tool in shown))
+      if prompt not in taken:
+        break
+    else:
+      raise ValueError(f"{split}: cannot make {size} distinct tasks, only about {index}")
+    taken.add(prompt)
+    style: Style = "tools" if rng.random() < NATIVE_SHARE else "system"
+    extra_info: dict[str, Any] = {
+      "behavior": BEHAVIOR_OF[situation],
+      "situation": situation,
+      "tool": "none" if situation in ("unfit", "wish") else tool.name,
+      "style": style,
+      "split": split,
+      "id": f"natural-{split}-{index:04d}",
+      "missing": list(draft.missing),
+    }
+    if draft.calls:
+      extra_info["possible_answers"] = list(draft.possible_answers)
+    rows.append(
+      task_row(
+        tools=[tool.spec for tool in shown],
+        request=draft.request,
+        ground_truth=draft.calls or draft.answer,
+        style=style,
+        system=rng.choice(phrases.system[style]),
+        extra_info=extra_info,
+      )
+    )
+  return rows
+
+
+@functools.cache
+def inventory(split: NaturalSplit) -> tuple[tuple[NaturalTool, ...], Phrases]:
+  """The tools of a split with the sentences that it may use, and its other phrases."""
+  if split in ("warm", "unseen"):
+    tools = read_tools(split)
+  else:
+    tools = tuple(tool.part(held_out=split == "seen") for tool in read_tools("train"))
+  phrases = "phrases_train" if split in ("warm", "train") else "phrases_held_out"
+  return tools, read_phrases(phrases)
+
+
+@dataclass(frozen=True)
+class _Draft:
+  """A request and its right answer, before further tools are put beside it.
+
+  Attributes:
+    request: the user's message.
+    about: the tools that are on offer in any case.
+    near: names of tools to put beside them.
+    without: names of tools that must not be on offer.
+    calls: the wanted calls; empty where a text is wanted.
+    possible_answers: what is accepted, one mapping a call.
+    answer: a right text; empty where calls are wanted.
+    missing: names of the required arguments that the request does not give.
+  """
+
+  request: str
+  about: Sequence[NaturalTool]
+  near: Sequence[str] = ()
+  without: Sequence[str] = ()
+  calls: Sequence[ToolCall] = ()
+  possible_answers: Sequence[Mapping[str, Any]] = ()
+  answer: str = ""
+  missing: Sequence[str] = ()
+
+
+def _draft(
+  rng: random.Random,
+  situation: Situation,
+  tool: NaturalTool,
+  tools: Sequence[NaturalTool],
+  phrases: Phrases,
+) -> _Draft:
+  if situation == "parallel":
+    return _parallel(rng, tool, tools, phrases)
+  if situation == "wish":
+    wish = Sentence(rng.choice(phrases.wishes))
+    request, _ = _request(rng, phrases, [(tool, wish)])
+    return _Draft(request, (tool,), answer=rng.choice(phrases.no_tool))
+  own = rng.random() < OWN_SHARE
+  if situation == "harmful":
+    harm = rng.choice(
+      tool.requests["harm"] if own and tool.requests["harm"] else [*map(Sentence, phrases.harm)]
+    )
+    request, _ = _request(rng, phrases, [(tool, harm)])
+    return _Draft(request, (tool,), tool.near, answer=rng.choice(phrases.wont))
+  if situation == "unfit":
+    own = own and bool(tool.requests["no_tool"])
+    sentence = rng.choice(tool.requests["no_tool"] if own else tool.requests["execute"])
+    request, _ = _request(rng, phrases, [(tool, sentence)])
+    about, without = ((tool,), sentence.unless) if own else ((), (tool.name,))
+    return _Draft(request, about, tool.near, without, answer=rng.choice(phrases.no_tool))
+  if situation == "missing":
+    sentence = rng.choice(tool.requests["clarify"])
+    request, _ = _request(rng, phrases, [(tool, sentence)])
+    missing = tool.missing_in(sentence)
+    answer = _question(rng, [rng.choice(argument.ask) for argument in missing])
+    names = [argument.name for argument in missing]
+    return _Draft(request, (tool,), tool.near, answer=answer, missing=names)
+  request, values = _request(rng, phrases, [(tool, rng.choice(tool.requests["execute"]))])
+  calls, accepted = _calls([tool], values)
+  return _Draft(request, (tool,), tool.near, calls=calls, possible_answers=accepted)
+
+
+def _parallel(
+  rng: random.Random, tool: NaturalTool, tools: Sequence[NaturalTool], phrases: Phrases
+) -> _Draft:
+  """Two orders in one message, of two tools, or of one with other values."""
+  others = [other for other in tools if other is not tool and other.requests["orders"]]
+  same = rng.random() < SAME_TOOL_SHARE or not others
+  second = tool if same else rng.choice(others)
+  for _ in range(MAX_DRAWS):
+    pairs = [(each, rng.choice(each.requests["orders"])) for each in (tool, second)]
+    request, values = _request(rng, phrases, pairs)
+    calls, accepted = _calls([tool, second], values)
+    if calls[0] != calls[1]:
+      about = (tool,) if same else (tool, second)
+      return _Draft(request, about, tool.near, calls=calls, possible_answers=accepted)
+  raise ValueError(f"{tool.name}: has no two orders with different values")
+
+
+def _calls(
+  tools: Sequence[NaturalTool], values: Sequence[Mapping[str, Value]]
+) -> tuple[list[ToolCall], list[dict[str, Any]]]:
+  """The calls that give these values, and what is accepted in place of them."""
+  calls, accepted = [], []
+  for tool, given in zip(tools, values, strict=True):
+    calls.append(ToolCall(tool.name, {name: value.value for name, value in given.items()}))
+    options = {name: [value.value, *value.accept] for name, value in given.items()}
+    accepted.append({tool.name: options})
+  return calls, accepted
+
+
+def _question(rng: random.Random, asks: Sequence[str]) -> str:
+  first, *more = asks
+  for other in more:
+    if rng.random() < 0.5 and not re.match(r"I\b", other):
+      first += f" And {other[0].lower()}{other[1:]}"
+    else:
+      first += f" {other}"
+  return first
+
+
+def _shown(rng: random.Random, draft: _Draft, tools: Sequence[NaturalTool]) -> list[NaturalTool]:
+  """The tools on offer: those that the request is about, near ones, and others."""
+  number = rng.choices(*TOOLS_SHOWN)[0]
+  shown = list(draft.about)
+  rest = [tool for tool in tools if tool not in shown and tool.name not in draft.without]
+  near = [tool for tool in rest if tool.name in draft.near]
+  while rest and len(shown) < number:
+    pool = near if near and rng.random() < NEAR_SHARE else rest
+    shown.append(rng.choice(pool))
+    rest.remove(shown[-1])
+    near = [tool for tool in near if tool is not shown[-1]]
+  rng.shuffle(shown)
+  return shown
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def _request(
+  rng: random.Random, phrases: Phrases, sentences: Sequence[tuple[NaturalTool, Sentence]]
+) -> tuple[str, list[dict[str, Value]]]:
+  """A message of one or more sentences with its surroundings, and the values that each gives."""
+  typo = rng.randrange(len(sentences)) if rng.random() < TYPO_SHARE else None
+  filled = [
+    _filled(rng, tool, sentence, typo == index) for index, (tool, sentence) in enumerate(sentences)
+  ]
+  text = filled[0][0]
+  for order, _ in filled[1:]:
+    joiner = rng.choice(phrases.joiners)
+    starts = re.search(r"[.!?]\s+\{\}", joiner)
+    text = text.rstrip(".") + joiner.format(_capitalized(order) if starts else order)
+  if len(filled) > 1:
+    text = _capitalized(text) + "."
+  context = rng.choices(*CONTEXT)[0]
+  (first, start), (last, end) = sentences[0], sentences[-1]
+  closed = not end.text.endswith("}")  # so that the last character is of no value
+  opening, closing = _OPENING_SLOT.match(start.text), _CLOSING_SLOT.search(end.text)
+  if context in ("before", "both") and not _free_text(first, opening):
+    before = rng.choice(phrases.before)
+    text = f"{before}{'' if before[-1] in '.,;:!?…' else ','} {text}"
+  if context in ("after", "both") and not _free_text(last, closing):
+    after = rng.choice(phrases.after)
+    stop = "" if text[-1] in ".,;:!?…" else "." if after[0].isupper() else ","
+    text, closed = f"{text}{stop} {after}", True
+  if rng.random() < LOWER_SHARE:
+    text = text.lower()
+    text = text.rstrip(".!?") if closed else text
+  return text, [values for _, values in filled]
+
+
+def _free_text(tool: NaturalTool, slot: re.Match[str] | None) -> bool:
+  """Whether a slot holds text that could run on into what stands beside it."""
+  return slot is not None and any(" " in str(v.value) for v in tool.by_name[slot[1]].values)
+
+
+def _filled(
+  rng: random.Random, tool: NaturalTool, sentence: Sentence, typo: bool
+) -> tuple[str, dict[str, Value]]:
+  """A sentence with values in its slots, and all values that it gives in the schema's order."""
+  found = {name: tool.by_name[name].find(value) for name, value in sentence.given.items()}
+  spoken: dict[str, str] = {}
+  for name in dict.fromkeys(SLOT.findall(sentence.text)):
+    values = tool.by_name[name].values
+    others = [value.value for value in found.values() if not isinstance(value.value, bool)]
+    # A flight from Lima to Lima would be no request.
+    found[name] = rng.choice([value for value in values if value.value not in others] or values)
+    spoken[name] = found[name].spoken(rng)
+  text = sentence.text
+  if typo and not sentence.given:  # else the words are the values
+    text = misspelled(rng, text)
+  text = SLOT.sub(lambda slot: spoken[slot[1]], text)
+  return text, {name: found[name] for name in tool.by_name if name in found}
+
+
+def misspelled(rng: random.Random, text: str) -> str:
+  """The text with two letters swapped, one dropped or one doubled in one word outside of slots."""
+  words = [match for match in _WORD.finditer(text) if not match[0].startswith("{")]
+  if not words:
+    return text
+  found = rng.choice(words)
+  word = found[0]
+  at = rng.randrange(1, len(word) - 1)  # the first letter is rarely wrong
+  kind = rng.choice(("swap", "drop", "double"))
+  if kind == "swap" and word[at] != word[at + 1]:
+    wrong = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+  elif kind == "double":
+    wrong = word[: at + 1] + word[at:]
+  else:
+    wrong = word[:at] + word[at + 1 :]
+  return text[: found.start()] + wrong + text[found.end() :]
+
+
+def _capitalized(text: str) -> str:
+  return text[:1].upper() + text[1:]

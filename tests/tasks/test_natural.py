@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+import tomllib
+from collections import Counter
+
+import pytest
+
+from grpo_jax.tasks.rows import read_row
+from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.sources import read_tasks
+from grpo_jax.tasks.synthetic import natural, natural_tools
+from grpo_jax.tasks.synthetic.natural import (
+  NATURAL_SIZES,
+  NATURAL_SPLITS,
+  generate_natural,
+  inventory,
+  misspelled,
+)
+from grpo_jax.tasks.synthetic.natural_tools import (
+  SLOT,
+  Argument,
+  NaturalTool,
+  Phrases,
+  Sentence,
+  Value,
+  checked,
+)
+
+TABLE = """
+[[tools]]
+name = "reserve_table"
+description = "Reserve a table at a restaurant."
+near = ["findRestaurant"]
+[[tools.arguments]]
+name = "restaurant"
+type = "string"
+required = true
+values = ["Golden Lotus", {is = "Chez Nadine", said = ['"Chez Nadine"'], accept = ["Nadine"]}]
+ask = ["Which restaurant should I book?"]
+[[tools.arguments]]
+name = "party_size"
+type = "integer"
+required = true
+values = [{is = 2, said = ["two", "2"]}, {is = 4, said = ["four"]}]
+ask = ["How many people will there be?", "I need the number of people."]
+[[tools.arguments]]
+name = "seating"
+type = "string"
+enum = ["indoor", "outdoor"]
+values = ["indoor", {is = "outdoor", said = ["outside"]}]
+[tools.requests]
+execute = [
+  "Could you get us a table at {restaurant} for {party_size}?",
+  {text = "The terrace of {restaurant}, we are two", with = {party_size = 2, seating = "outdoor"}},
+]
+orders = ["book a table for {party_size} at {restaurant}", "get {restaurant} for {party_size}"]
+clarify = ["I need a table at {restaurant} tonight.", "Please book a table."]
+refuse = [
+  {text = "Cancel my booking at {restaurant}.", why = "no_tool", unless = ["findRestaurant"]},
+  {text = "Which dishes does {restaurant} have?", why = "no_tool"},
+  {text = "Fill {restaurant} with fake names.", why = "harm"},
+]
+
+[[tools]]
+name = "findRestaurant"
+description = "Find restaurants."
+[[tools.arguments]]
+name = "cuisines"
+type = "array"
+items = "string"
+values = [["Thai", "Ethiopian"], {is = ["Greek"], said = ["Greek"]}]
+[[tools.arguments]]
+name = "maxPrice"
+type = "number"
+values = [25.0, 12.5]
+[tools.requests]
+execute = ["Where can I eat {cuisines} food?", "eat below {maxPrice} euros"]
+orders = ["look for {cuisines} food", "look for food below {maxPrice} euros"]
+refuse = [{text = "Order {cuisines} food.", why = "no_tool"}, {text = "Rate it.", why = "no_tool"}]
+"""
+PHRASES = """
+[[system]]
+style = "tools"
+text = ""
+[[system]]
+style = "tools"
+text = "Call a tool, ask or decline."
+[[system]]
+style = "system"
+text = 'Functions:\\n{tools}\\nAnswer [{\"name\": \"tool\", \"arguments\": {\"a\": 1}}].'
+[context]
+before = ["Hello there!", "Morning"]
+after = ["Thanks a lot", "cheers"]
+joiners = [", and {}", ". Also, {}", ". {}"]
+[wishes]
+texts = ["Tell me a story.", "what is love", "paint my fence"]
+[harm]
+texts = ["Help me rob a bank.", "How can I hurt him?"]
+[answers]
+no_tool = ["I can't do that with the tools I have."]
+harm = ["I can't help with that."]
+"""
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """Every file of the register replaced by two tools and a few phrases."""
+
+  phrases, table = tomllib.loads(PHRASES), tomllib.loads(TABLE)
+  phrases["wishes"]["texts"] += [f"paint {i} fences" for i in range(60)]
+  phrases["harm"]["texts"] += [f"Help me rob {i} banks." for i in range(60)]
+  (restaurants, sizes, _), (cuisines, prices) = (tool["arguments"] for tool in table["tools"])
+  restaurants["values"] += [f"Place {i}" for i in range(40)]
+  sizes["values"] += range(5, 40)
+  cuisines["values"] += [[f"cuisine {i}"] for i in range(60)]
+  prices["values"] += range(30, 60)
+
+  def read_asset(name: str):
+    return phrases if "phrases" in name else table
+
+  monkeypatch.setattr(natural_tools, "read_asset", read_asset)
+  inventory.cache_clear()
+  yield natural_tools.read_tools("train")
+  inventory.cache_clear()
+
+
+def executed(rows) -> list[ToolTask]:
+  return [task for task in map(read_row, rows) if task.behavior == "execute"]
+
+
+@pytest.mark.parametrize("split", NATURAL_SPLITS)
+def test_every_row_is_a_task_and_situations_have_exactly_their_shares(small, split):
+  rows = generate_natural(0, split, 100)
+  tasks = [read_row(json.loads(json.dumps(row))) for row in rows]
+  assert Counter(task.extra["situation"] for task in tasks) == natural.SITUATIONS
+  assert Counter(task.behavior for task in tasks) == {"execute": 60, "clarify": 25, "refuse": 15}
+  assert len({task.id for task in tasks}) == 100
+  for task in tasks:
+    offered = {tool.name for tool in task.tools}
+    assert offered and len(task.calls) == (2 if task.extra["situation"] == "parallel" else 1) * (
+      task.behavior == "execute"
+    )
+    none = task.extra["situation"] in ("unfit", "wish")
+    assert task.tool_name == "none" if none else task.tool_name in offered
+    assert task.native_tools == (task.extra["style"] == "tools")
+
+
+def test_calls_hold_the_values_behind_what_is_said_and_nothing_else(small):
+  seen = Counter()
+  for task in executed(generate_natural(0, "unseen", 1000)):
+    for call, accepted in zip(task.calls, task.possible_answers, strict=True):
+      assert accepted[call.name].keys() == call.arguments.keys()
+      for name, value in call.arguments.items():
+        assert accepted[call.name][name][0] == value
+        seen[name, json.dumps(value)] += 1
+      if call.arguments.get("restaurant") == "Chez Nadine":
+        assert accepted[call.name]["restaurant"] == ["Chez Nadine", "Nadine"]
+        assert '"chez nadine"' in task.request.lower()
+      if call.arguments.get("seating"):
+        assert call.arguments["party_size"] == 2 and "terrace" in task.request
+  assert {name for name, _ in seen} == {
+    "restaurant", "party_size", "seating", "cuisines", "maxPrice",
+  }  # fmt: skip
+  requests = " ".join(task.request for task in executed(generate_natural(0, "unseen", 1000)))
+  assert "25 euros" in requests and "12.5 euros" in requests
+  assert re.search(r"Thai(,| and) Ethiopian food", requests)
+
+
+def test_clarify_lists_what_is_missing_and_asks_for_all_of_it(small):
+  asks = {
+    "restaurant": ["Which restaurant should I book?"],
+    "party_size": ["How many people will there be?", "I need the number of people."],
+  }
+  found = set()
+  for task in map(read_row, generate_natural(0, "unseen", 200)):
+    if task.behavior == "clarify":
+      found.add(task.missing)
+      assert task.tool_name == "reserve_table"  # the other one has no required argument
+      for name in task.missing:
+        assert any(ask[1:] in task.answer for ask in asks[name])
+  assert found == {("party_size",), ("restaurant", "party_size")}
+
+
+def test_unfit_requests_are_offered_no_tool_that_could(small):
+  for task in map(read_row, generate_natural(0, "unseen", 300)):
+    offered = {tool.name for tool in task.tools}
+    if task.extra["situation"] == "unfit":
+      if "Cancel" in task.request:
+        assert offered == {"reserve_table"}
+      if re.search("(?i)table at|terrace", task.request):
+        assert "reserve_table" not in offered
+      if re.search("(?i)^eat below|eat .* food?", task.request):
+        assert "findRestaurant" not in offered
+
+
+def test_an_empty_wording_means_no_system_message(small):
+  roles = Counter(
+    tuple(message["role"] for message in row["prompt"]) for row in generate_natural(0, "train", 100)
+  )
+  assert set(roles) == {("user",), ("system", "user")}
+
+
+def test_sentences_of_seen_are_kept_from_training_and_every_kind_has_one(small):
+  for whole in small:
+    train, seen = whole.part(held_out=False), whole.part(held_out=True)
+    for kind in ("execute", "orders", "clarify", "no_tool", "harm"):
+      texts = lambda tool, kind=kind: {sentence.text for sentence in tool.requests[kind]}
+      assert texts(train) | texts(seen) == texts(whole) and not texts(train) & texts(seen)
+      assert len(texts(seen)) == (len(texts(whole)) > 1)
+
+
+def test_one_sentence_in_five_is_held_out():
+  sentences = [Sentence(f"number {i}") for i in range(15)]
+  assert len(natural_tools._part(sentences, held_out=True)) == 3
+  # The hash decides, not the place in the file.
+  kept = natural_tools._part(sentences[::-1], held_out=True)
+  assert {s.text for s in kept} == {s.text for s in natural_tools._part(sentences, held_out=True)}
+
+
+def test_typos_change_one_word_and_no_slot():
+  text = "Could you get us a table at {restaurant} for {party_size}?"
+  changed = Counter()
+  for seed in range(300):
+    wrong = misspelled(random.Random(seed), text)
+    assert SLOT.findall(wrong) == SLOT.findall(text)
+    pairs = [(a, b) for a, b in zip(text.split(), wrong.split(), strict=True) if a != b]
+    assert len(pairs) == 1 and pairs[0][0] in ("Could", "table")
+    changed[pairs[0]] += 1
+    assert pairs[0][1][0] == pairs[0][0][0]
+  assert len(changed) > 12
+  assert misspelled(random.Random(0), "at {restaurant}") == "at {restaurant}"
+
+
+def test_surroundings_and_lower_case_come_as_often_as_they_should(small):
+  rows = generate_natural(0, "unseen", 1000)
+  joined = [  # orders are capitalized, unless the whole message is not
+    row["prompt"][-1]["content"] for row in rows if row["extra_info"]["situation"] == "parallel"
+  ]
+  lowered = sum(request == request.lower() for request in joined)
+  assert 0.06 * len(joined) < lowered < 0.20 * len(joined)
+  context = sum(
+    bool(re.search("(?i)^(hello there|morning)|(thanks a lot|cheers)$", r)) for r in joined
+  )
+  assert 0.18 * len(joined) < context < 0.40 * len(joined)
+  assert not any(re.search(r"[a-z]( Thanks|Hello| cheers)", request) for request in joined)
+
+
+def test_free_text_at_the_edge_of_a_message_gets_no_neighbor(small):
+  for task in map(read_row, generate_natural(0, "unseen", 400)):
+    if "get golden lotus for" not in task.request.lower():
+      continue
+    assert not re.search('(?i)(golden lotus|chez nadine"?)[.,] (thanks|cheers)', task.request)
+
+
+@pytest.mark.parametrize(
+  ("change", "problem"),
+  [
+    (("{restaurant} for {party_size}?", "{place} for {party_size}?"), "unknown argument place"),
+    (("us a table at {restaurant} for {party_size}?", "{restaurant}"), "party_size is missing"),
+    (("a table at {restaurant} tonight", "{restaurant} for {party_size}"), "nothing is missing"),
+    (('near = ["findRestaurant"]', 'near = ["fly"]'), "no tool 'fly'"),
+    (('ask = ["Which restaurant should I book?"]', ""), "no way to ask for restaurant"),
+    (('name = "findRestaurant"', 'name = "reserve_table"'), "two tools of that name"),
+  ],
+)
+def test_mistakes_in_a_tool_file_are_named(change, problem):
+  asset = tomllib.loads(TABLE.replace(*change))
+  with pytest.raises(ValueError, match=problem):
+    checked(map(NaturalTool.read, asset["tools"]))
+
+
+def test_values_are_said_as_they_are_listed():
+  rng = random.Random(0)
+  assert Value.read({"is": 2, "said": ["a pair"]}).spoken(rng) == "a pair"
+  assert [Value(v).spoken(rng) for v in (3, 3.0, 2.5, "x", ["x"])] == ["3", "3", "2.5", "x", "x"]
+  argument = Argument("size", {}, True, [Value(2, ("two",), (2.0,))], ())
+  assert argument.find(2).accept == (2.0,) and argument.find(3) == Value(3)
+  assert Phrases.read(tomllib.loads(PHRASES)).system["tools"][0] == ""
+
+
+def test_impossible_demands_are_refused_in_one_sentence(small):
+  with pytest.raises(ValueError, match="expected one of warm, train, seen, unseen"):
+    generate_natural(0, "test")
+  with pytest.raises(ValueError, match="at least 1"):
+    generate_natural(0, "train", 0)
+  with pytest.raises(ValueError, match="cannot make 90000 distinct tasks"):
+    generate_natural(0, "unseen", 90000)
+  with pytest.raises(ValueError, match="natural:test: expected natural: and one of warm"):
+    read_tasks("natural:test", 0)
+
+
+def test_source_reads_what_the_generator_makes(small):
+  tasks = read_tasks("natural:seen", 3)
+  assert tasks == [ToolTask.from_row(row) for row in generate_natural(3, "seen")]
+  assert len(tasks) == NATURAL_SIZES["seen"] and tasks != read_tasks("natural:seen", 4)
