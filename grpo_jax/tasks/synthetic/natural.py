@@ -40,7 +40,7 @@ BEHAVIOR_OF: Mapping[Situation, Behavior] = {
   "complete": "execute", "parallel": "execute", "missing": "clarify",
   "harmful": "refuse", "unfit": "refuse", "wish": "refuse",
 }  # fmt: skip
-TOOLS_SHOWN = ((1, 2, 3, 4, 5, 6), (30, 28, 20, 12, 6, 4))  # how many, and how often in percent
+TOOLS_SHOWN = ((1, 2, 3, 4), (30, 28, 20, 22))  # at most so many, so often in percent
 NEAR_SHARE = 0.6  # of the further tools are near ones, while there are any
 NATIVE_SHARE = 0.75  # of the rows leave the schemas to the chat template
 CONTEXT = (("", "before", "after", "both"), (70, 13, 11, 6))  # of a request, in percent
@@ -48,8 +48,12 @@ SAME_TOOL_SHARE = 0.25  # of the parallel calls call one tool twice
 OWN_SHARE = 0.5  # of the harmful and unfit requests are a tool's own, where it has any
 LOWER_SHARE = 0.12  # of the requests have no capitals and no final punctuation
 TYPO_SHARE = 0.09  # of the requests have a typo; somewhat less, as not every sentence may
+MAX_CHARS = (
+  1750  # of schemas, system message and request: about 600 tokens, the template's included
+)
 MAX_DRAWS = 500  # per row, before the generator gives up finding one that is new
 
+_STOPS = ".,;:!?…"
 _OPENING_SLOT, _CLOSING_SLOT = re.compile(r"\{(\w+)\}"), re.compile(r"\{(\w+)\}[.!?]?$")
 _WORD = re.compile(r"\{\w+\}|\b[A-Za-z][a-z]{3,}\b")
 
@@ -92,14 +96,15 @@ def generate_natural(
     rng = random.Random(f"natural:{seed}:{split}:{index}")
     for _ in range(MAX_DRAWS):
       draft = _draft(rng, situation, tool, tools, phrases)
-      shown = _shown(rng, draft, tools)
+      style: Style = "tools" if rng.random() < NATIVE_SHARE else "system"
+      system = rng.choice(phrases.system[style])
+      shown = _shown(rng, draft, tools, MAX_CHARS - len(system) - len(draft.request))
       prompt = (draft.request.lower(), *(tool.name for tool in shown))
       if prompt not in taken:
         break
     else:
       raise ValueError(f"{split}: cannot make {size} distinct tasks, only about {index}")
     taken.add(prompt)
-    style: Style = "tools" if rng.random() < NATIVE_SHARE else "system"
     extra_info: dict[str, Any] = {
       "behavior": BEHAVIOR_OF[situation],
       "situation": situation,
@@ -117,7 +122,7 @@ def generate_natural(
         request=draft.request,
         ground_truth=draft.calls or draft.answer,
         style=style,
-        system=rng.choice(phrases.system[style]),
+        system=system,
         extra_info=extra_info,
       )
     )
@@ -206,7 +211,11 @@ def _parallel(
   same = rng.random() < SAME_TOOL_SHARE or not others
   second = tool if same else rng.choice(others)
   for _ in range(MAX_DRAWS):
-    pairs = [(each, rng.choice(each.requests["orders"])) for each in (tool, second)]
+    orders = tool.requests["orders"]
+    if same and len(orders) > 1:
+      pairs = [(tool, order) for order in rng.sample(orders, 2)]
+    else:
+      pairs = [(each, rng.choice(each.requests["orders"])) for each in (tool, second)]
     request, values = _request(rng, phrases, pairs)
     calls, accepted = _calls([tool, second], values)
     if calls[0] != calls[1]:
@@ -230,24 +239,32 @@ def _calls(
 def _question(rng: random.Random, asks: Sequence[str]) -> str:
   first, *more = asks
   for other in more:
-    if rng.random() < 0.5 and not re.match(r"I\b", other):
-      first += f" And {other[0].lower()}{other[1:]}"
-    else:
-      first += f" {other}"
+    first += f" And {_lowered(other)}" if rng.random() < 0.5 else f" {other}"
   return first
 
 
-def _shown(rng: random.Random, draft: _Draft, tools: Sequence[NaturalTool]) -> list[NaturalTool]:
-  """The tools on offer: those that the request is about, near ones, and others."""
+def _shown(
+  rng: random.Random, draft: _Draft, tools: Sequence[NaturalTool], room: int
+) -> list[NaturalTool]:
+  """The tools on offer: those that the request is about, near ones, and others.
+
+  Args:
+    rng: draws them.
+    draft: the request.
+    tools: all tools of the split.
+    room: characters for all schemas, unless those of the request's own tools have more.
+  """
   number = rng.choices(*TOOLS_SHOWN)[0]
   shown = list(draft.about)
   rest = [tool for tool in tools if tool not in shown and tool.name not in draft.without]
-  near = [tool for tool in rest if tool.name in draft.near]
-  while rest and len(shown) < number:
-    pool = near if near and rng.random() < NEAR_SHARE else rest
-    shown.append(rng.choice(pool))
+  while len(shown) < number:
+    left = room - sum(len(tool.schema_text) for tool in shown)
+    fitting = [tool for tool in rest if len(tool.schema_text) <= left]
+    near = [tool for tool in fitting if tool.name in draft.near]
+    if not fitting:
+      break
+    shown.append(rng.choice(near if near and rng.random() < NEAR_SHARE else fitting))
     rest.remove(shown[-1])
-    near = [tool for tool in near if tool is not shown[-1]]
   rng.shuffle(shown)
   return shown
 
@@ -263,28 +280,34 @@ def _request(
   filled = [
     _filled(rng, tool, sentence, typo == index) for index, (tool, sentence) in enumerate(sentences)
   ]
-  text = filled[0][0]
-  for order, _ in filled[1:]:
-    joiner = rng.choice(phrases.joiners)
-    starts = re.search(r"[.!?]\s+\{\}", joiner)
-    text = text.rstrip(".") + joiner.format(_capitalized(order) if starts else order)
-  if len(filled) > 1:
-    text = _capitalized(text) + "."
-  context = rng.choices(*CONTEXT)[0]
+  text = _joined(rng, phrases, [text for text, _ in filled])
   (first, start), (last, end) = sentences[0], sentences[-1]
-  closed = not end.text.endswith("}")  # so that the last character is of no value
   opening, closing = _OPENING_SLOT.match(start.text), _CLOSING_SLOT.search(end.text)
+  ends_in_value = len(filled) == 1 and end.text.endswith("}")
+  context = rng.choices(*CONTEXT)[0]
   if context in ("before", "both") and not _free_text(first, opening):
     before = rng.choice(phrases.before)
-    text = f"{before}{'' if before[-1] in '.,;:!?…' else ','} {text}"
+    if before[-1] in _STOPS:
+      text = f"{before} {text}"
+    else:
+      text = f"{before}, {text if opening else _lowered(text)}"
   if context in ("after", "both") and not _free_text(last, closing):
     after = rng.choice(phrases.after)
-    stop = "" if text[-1] in ".,;:!?…" else "." if after[0].isupper() else ","
-    text, closed = f"{text}{stop} {after}", True
+    stop = "" if text[-1] in _STOPS else "." if after[0].isupper() else ","
+    text, ends_in_value = f"{text}{stop} {after}", False
   if rng.random() < LOWER_SHARE:
-    text = text.lower()
-    text = text.rstrip(".!?") if closed else text
+    text = text.lower() if ends_in_value else text.lower().rstrip(".!?")
   return text, [values for _, values in filled]
+
+
+def _joined(rng: random.Random, phrases: Phrases, texts: Sequence[str]) -> str:
+  """A message as it is, or several orders as one."""
+  text, *orders = texts
+  for order in orders:
+    joiner = rng.choice(phrases.joiners)
+    starts = re.search(r"[.!?]\s+\{\}", joiner)  # a new sentence
+    text += joiner.format(_capitalized(order) if starts else order)
+  return f"{_capitalized(text)}." if orders else text
 
 
 def _free_text(tool: NaturalTool, slot: re.Match[str] | None) -> bool:
@@ -300,9 +323,9 @@ def _filled(
   spoken: dict[str, str] = {}
   for name in dict.fromkeys(SLOT.findall(sentence.text)):
     values = tool.by_name[name].values
-    others = [value.value for value in found.values() if not isinstance(value.value, bool)]
     # A flight from Lima to Lima would be no request.
-    found[name] = rng.choice([value for value in values if value.value not in others] or values)
+    texts = [value.value for value in found.values() if isinstance(value.value, str)]
+    found[name] = rng.choice([value for value in values if value.value not in texts] or values)
     spoken[name] = found[name].spoken(rng)
   text = sentence.text
   if typo and not sentence.given:  # else the words are the values
@@ -331,3 +354,10 @@ def misspelled(rng: random.Random, text: str) -> str:
 
 def _capitalized(text: str) -> str:
   return text[:1].upper() + text[1:]
+
+
+def _lowered(text: str) -> str:
+  """The text as it goes on after a comma; "I" and what is in capitals stay."""
+  first, rest = text[:1], text[1:]
+  keeps = re.match(r"I\b|\w[A-Z\d]", text)
+  return text if keeps else first.lower() + rest

@@ -6,6 +6,7 @@ words that people have for them: "a table for {party_size}" and `{is = 2, said =
 
 import dataclasses
 import hashlib
+import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,6 +173,11 @@ class NaturalTool:
     required = [argument.name for argument in self.arguments if argument.required]
     parameters = {"type": "object", "properties": properties, "required": required}
     return ToolSpec(self.name, self.description, parameters)
+
+  @cached_property
+  def schema_text(self) -> str:
+    """The tool as a prompt shows it."""
+    return json.dumps(self.spec.to_json(), ensure_ascii=False)
 
   def missing_in(self, sentence: Sentence) -> list[Argument]:
     """The required arguments that a sentence does not give."""
