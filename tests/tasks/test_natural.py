@@ -28,9 +28,9 @@ from grpo_jax.tasks.synthetic.natural_tools import (
   Argument,
   NaturalTool,
   Phrases,
-  Sentence,
   Value,
   checked,
+  part_of,
 )
 
 TABLE = """
@@ -217,11 +217,11 @@ def test_sentences_of_seen_are_kept_from_training_and_every_kind_has_one(small):
 
 
 def test_one_sentence_in_five_is_held_out():
-  sentences = [Sentence(f"number {i}") for i in range(15)]
-  assert len(natural_tools._part(sentences, held_out=True)) == 3
+  texts = [f"number {i}" for i in range(15)]
+  kept = part_of(texts, held_out=True, key=str)
+  assert len(kept) == 3 and len(part_of(texts, held_out=False, key=str)) == 12
   # The hash decides, not the place in the file.
-  kept = natural_tools._part(sentences[::-1], held_out=True)
-  assert {s.text for s in kept} == {s.text for s in natural_tools._part(sentences, held_out=True)}
+  assert set(part_of(texts[::-1], held_out=True, key=str)) == set(kept)
 
 
 def test_typos_change_one_word_and_no_slot():

@@ -6,6 +6,7 @@ Tools, the sentences that ask for them and all other phrases are written by hand
 are kept from it, and shares its other phrases with `unseen` alone.
 """
 
+import dataclasses
 import functools
 import random
 import re
@@ -54,8 +55,8 @@ MAX_CHARS = (
 MAX_DRAWS = 500  # per row, before the generator gives up finding one that is new
 
 _STOPS = ".,;:!?…"
-_OPENING_SLOT, _CLOSING_SLOT = re.compile(r"\{(\w+)\}"), re.compile(r"\{(\w+)\}[.!?]?$")
-_WORD = re.compile(r"\{\w+\}|\b[A-Za-z][a-z]{3,}\b")
+_CLOSING_SLOT = re.compile(rf"{SLOT.pattern}[.!?]?$")
+_WORD = re.compile(r"\{[^{}]+\}|\b[A-Za-z][a-z]{3,}\b")
 
 
 def generate_natural(
@@ -83,17 +84,54 @@ def generate_natural(
   if size < 1:
     raise ValueError(f"size must be at least 1 row, got {size}")
   tools, phrases = inventory(split)
-  able = {
+  return natural_rows(tools, phrases, seed, size, split)
+
+
+def natural_rows(
+  tools: Sequence[NaturalTool],
+  phrases: Phrases,
+  seed: int,
+  size: int,
+  split: str,
+  *,
+  register: str = "natural",
+  others: Sequence[NaturalTool] = (),
+) -> list[dict[str, Any]]:
+  """Makes rows over any tools and phrases: a pure function of its arguments.
+
+  Args:
+    tools: what may be on offer.
+    phrases: what is no tool's own.
+    seed: of the data.
+    size: number of rows.
+    split: its name in the rows.
+    register: stands before the split in the rows' ids.
+    others: tools that are never on offer and whose requests none of `tools` can serve; empty: those
+      of `tools` that are not on offer serve as such.
+
+  Returns:
+    Rows as `generate_natural` makes them. A situation that no tool knows (nothing is missing where
+    nothing is required) leaves its share to `complete`.
+
+  Raises:
+    ValueError: more rows than there are distinct requests.
+  """
+  able: dict[Situation, Sequence[NaturalTool]] = {
+    **dict.fromkeys(SITUATIONS, tools),
     "parallel": [tool for tool in tools if tool.requests["orders"]],
     "missing": [tool for tool in tools if tool.requests["clarify"]],
+    "unfit": others or tools,
   }
-  plan = planned(
-    random.Random(f"natural:{seed}:{split}"), size, SITUATIONS, lambda kind: able.get(kind, tools)
-  )
+  shares = dict(SITUATIONS)
+  for situation, subjects in able.items():
+    if not subjects:
+      shares["complete"] += shares.pop(situation)
+  name = f"{register}:{seed}:{split}"
+  plan = planned(random.Random(name), size, shares, lambda situation: able[situation])
   rows: list[dict[str, Any]] = []
   taken: set[tuple[str, ...]] = set()
   for index, (situation, tool) in enumerate(plan):
-    rng = random.Random(f"natural:{seed}:{split}:{index}")
+    rng = random.Random(f"{name}:{index}")
     for _ in range(MAX_DRAWS):
       draft = _draft(rng, situation, tool, tools, phrases)
       style: Style = "tools" if rng.random() < NATIVE_SHARE else "system"
@@ -111,8 +149,9 @@ def generate_natural(
       "tool": "none" if situation in ("unfit", "wish") else tool.name,
       "style": style,
       "split": split,
-      "id": f"natural-{split}-{index:04d}",
+      "id": f"{register}-{split}-{index:04d}",
       "missing": list(draft.missing),
+      "spoken": list(draft.spoken),
     }
     if draft.calls:
       extra_info["possible_answers"] = list(draft.possible_answers)
@@ -146,6 +185,7 @@ class _Draft:
 
   Attributes:
     request: the user's message.
+    spoken: what it says for values.
     about: the tools that are on offer in any case.
     near: names of tools to put beside them.
     without: names of tools that must not be on offer.
@@ -156,6 +196,7 @@ class _Draft:
   """
 
   request: str
+  spoken: Sequence[str]
   about: Sequence[NaturalTool]
   near: Sequence[str] = ()
   without: Sequence[str] = ()
@@ -174,33 +215,34 @@ def _draft(
 ) -> _Draft:
   if situation == "parallel":
     return _parallel(rng, tool, tools, phrases)
+  about, near, without = [tool], tool.near, list[str]()
+  own = situation != "wish" and rng.random() < OWN_SHARE
   if situation == "wish":
-    wish = Sentence(rng.choice(phrases.wishes))
-    request, _ = _request(rng, phrases, [(tool, wish)])
-    return _Draft(request, (tool,), answer=rng.choice(phrases.no_tool))
-  own = rng.random() < OWN_SHARE
-  if situation == "harmful":
-    harm = rng.choice(
-      tool.requests["harm"] if own and tool.requests["harm"] else [*map(Sentence, phrases.harm)]
-    )
-    request, _ = _request(rng, phrases, [(tool, harm)])
-    return _Draft(request, (tool,), tool.near, answer=rng.choice(phrases.wont))
-  if situation == "unfit":
-    own = own and bool(tool.requests["no_tool"])
-    sentence = rng.choice(tool.requests["no_tool"] if own else tool.requests["execute"])
-    request, _ = _request(rng, phrases, [(tool, sentence)])
-    about, without = ((tool,), sentence.unless) if own else ((), (tool.name,))
-    return _Draft(request, about, tool.near, without, answer=rng.choice(phrases.no_tool))
-  if situation == "missing":
+    sentence, near = Sentence(rng.choice(phrases.wishes)), ()
+  elif situation == "harmful":
+    own = own and bool(tool.requests["harm"])
+    sentence = rng.choice(tool.requests["harm"]) if own else Sentence(rng.choice(phrases.harm))
+  elif situation == "unfit" and own and tool in tools and tool.requests["no_tool"]:
+    sentence = rng.choice(tool.requests["no_tool"])
+    without = list(sentence.unless)
+  elif situation == "unfit":
+    sentence = rng.choice(tool.requests["execute"])
+    about, without = [], [tool.name]
+  elif situation == "missing":
     sentence = rng.choice(tool.requests["clarify"])
-    request, _ = _request(rng, phrases, [(tool, sentence)])
+  else:
+    sentence = rng.choice(tool.requests["execute"])
+  said = _request(rng, phrases, [(tool, sentence)])
+  draft = _Draft(said.text, said.spoken, about, near, without)
+  if situation == "complete":
+    return dataclasses.replace(draft, **_answer([tool], said))
+  if situation == "missing":
     missing = tool.missing_in(sentence)
     answer = _question(rng, [rng.choice(argument.ask) for argument in missing])
     names = [argument.name for argument in missing]
-    return _Draft(request, (tool,), tool.near, answer=answer, missing=names)
-  request, values = _request(rng, phrases, [(tool, rng.choice(tool.requests["execute"]))])
-  calls, accepted = _calls([tool], values)
-  return _Draft(request, (tool,), tool.near, calls=calls, possible_answers=accepted)
+    return dataclasses.replace(draft, answer=answer, missing=names)
+  declined = phrases.wont if situation == "harmful" else phrases.no_tool
+  return dataclasses.replace(draft, answer=rng.choice(declined))
 
 
 def _parallel(
@@ -208,32 +250,31 @@ def _parallel(
 ) -> _Draft:
   """Two orders in one message, of two tools, or of one with other values."""
   others = [other for other in tools if other is not tool and other.requests["orders"]]
-  same = rng.random() < SAME_TOOL_SHARE or not others
-  second = tool if same else rng.choice(others)
+  orders = tool.requests["orders"]
   for _ in range(MAX_DRAWS):
-    orders = tool.requests["orders"]
-    if same and len(orders) > 1:
-      pairs = [(tool, order) for order in rng.sample(orders, 2)]
+    if rng.random() < SAME_TOOL_SHARE or not others:
+      called = [tool, tool]
+      wordings = rng.sample(orders, 2) if len(orders) > 1 else [orders[0]] * 2
     else:
-      pairs = [(each, rng.choice(each.requests["orders"])) for each in (tool, second)]
-    request, values = _request(rng, phrases, pairs)
-    calls, accepted = _calls([tool, second], values)
-    if calls[0] != calls[1]:
-      about = (tool,) if same else (tool, second)
-      return _Draft(request, about, tool.near, calls=calls, possible_answers=accepted)
+      called = [tool, rng.choice(others)]
+      wordings = [rng.choice(each.requests["orders"]) for each in called]
+    said = _request(rng, phrases, list(zip(called, wordings, strict=True)))
+    answer = _answer(called, said)
+    first, second = answer["calls"]
+    if first != second:
+      about = [tool] if called[1] is tool else called
+      return _Draft(said.text, said.spoken, about, tool.near, **answer)
   raise ValueError(f"{tool.name}: has no two orders with different values")
 
 
-def _calls(
-  tools: Sequence[NaturalTool], values: Sequence[Mapping[str, Value]]
-) -> tuple[list[ToolCall], list[dict[str, Any]]]:
-  """The calls that give these values, and what is accepted in place of them."""
+def _answer(tools: Sequence[NaturalTool], said: "_Said") -> dict[str, Any]:
+  """The calls that give what is said, and what is accepted in place of their values."""
   calls, accepted = [], []
-  for tool, given in zip(tools, values, strict=True):
+  for tool, given in zip(tools, said.values, strict=True):
     calls.append(ToolCall(tool.name, {name: value.value for name, value in given.items()}))
     options = {name: [value.value, *value.accept] for name, value in given.items()}
     accepted.append({tool.name: options})
-  return calls, accepted
+  return {"calls": calls, "possible_answers": accepted}
 
 
 def _question(rng: random.Random, asks: Sequence[str]) -> str:
@@ -272,17 +313,32 @@ def _shown(
 # --- requests ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Said:
+  """A message, and what it says.
+
+  Attributes:
+    text: the message.
+    spoken: what it says for values that have a slot.
+    values: what each of its sentences gives, in the schema's order.
+  """
+
+  text: str
+  spoken: Sequence[str]
+  values: Sequence[Mapping[str, Value]]
+
+
 def _request(
   rng: random.Random, phrases: Phrases, sentences: Sequence[tuple[NaturalTool, Sentence]]
-) -> tuple[str, list[dict[str, Value]]]:
-  """A message of one or more sentences with its surroundings, and the values that each gives."""
+) -> _Said:
+  """A message of one or more sentences with its surroundings."""
   typo = rng.randrange(len(sentences)) if rng.random() < TYPO_SHARE else None
   filled = [
     _filled(rng, tool, sentence, typo == index) for index, (tool, sentence) in enumerate(sentences)
   ]
-  text = _joined(rng, phrases, [text for text, _ in filled])
+  text = _joined(rng, phrases, [said.text for said in filled])
   (first, start), (last, end) = sentences[0], sentences[-1]
-  opening, closing = _OPENING_SLOT.match(start.text), _CLOSING_SLOT.search(end.text)
+  opening, closing = SLOT.match(start.text), _CLOSING_SLOT.search(end.text)
   ends_in_value = len(filled) == 1 and end.text.endswith("}")
   context = rng.choices(*CONTEXT)[0]
   if context in ("before", "both") and not _free_text(first, opening):
@@ -297,7 +353,8 @@ def _request(
     text, ends_in_value = f"{text}{stop} {after}", False
   if rng.random() < LOWER_SHARE:
     text = text.lower() if ends_in_value else text.lower().rstrip(".!?")
-  return text, [values for _, values in filled]
+  spoken = [form for said in filled for form in said.spoken]
+  return _Said(text, spoken, [given for said in filled for given in said.values])
 
 
 def _joined(rng: random.Random, phrases: Phrases, texts: Sequence[str]) -> str:
@@ -315,10 +372,8 @@ def _free_text(tool: NaturalTool, slot: re.Match[str] | None) -> bool:
   return slot is not None and any(" " in str(v.value) for v in tool.by_name[slot[1]].values)
 
 
-def _filled(
-  rng: random.Random, tool: NaturalTool, sentence: Sentence, typo: bool
-) -> tuple[str, dict[str, Value]]:
-  """A sentence with values in its slots, and all values that it gives in the schema's order."""
+def _filled(rng: random.Random, tool: NaturalTool, sentence: Sentence, typo: bool) -> _Said:
+  """A sentence with values in its slots."""
   found = {name: tool.by_name[name].find(value) for name, value in sentence.given.items()}
   spoken: dict[str, str] = {}
   for name in dict.fromkeys(SLOT.findall(sentence.text)):
@@ -331,7 +386,8 @@ def _filled(
   if typo and not sentence.given:  # else the words are the values
     text = misspelled(rng, text)
   text = SLOT.sub(lambda slot: spoken[slot[1]], text)
-  return text, {name: found[name] for name in tool.by_name if name in found}
+  given = {name: found[name] for name in tool.by_name if name in found}
+  return _Said(text, list(spoken.values()), [given])
 
 
 def misspelled(rng: random.Random, text: str) -> str:

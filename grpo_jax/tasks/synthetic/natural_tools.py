@@ -9,18 +9,20 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from grpo_jax.files.assets import read_asset
 from grpo_jax.tasks.schema import ToolSpec
 from grpo_jax.tasks.synthetic.prompts import Style
 from grpo_jax.tasks.synthetic.recipes import enumerated
 
+Item = TypeVar("Item")
+
 HELD_OUT_PART = 5  # one sentence in so many of each kind of each tool is kept for `seen`
-SLOT = re.compile(r"\{(\w+)\}")
+SLOT = re.compile(r"\{([^{}\s]+)\}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class NaturalTool:
 
   def part(self, held_out: bool) -> "NaturalTool":
     """The same tool with the sentences kept for `seen`, or with all others."""
-    requests = {kind: _part(sentences, held_out) for kind, sentences in self.requests.items()}
+    text = lambda sentence: sentence.text
+    requests = {kind: part_of(of, held_out, text) for kind, of in self.requests.items()}
     return dataclasses.replace(self, requests=requests)
 
   def _problem(self, kind: Kind, sentence: Sentence) -> str:
@@ -204,13 +207,18 @@ class NaturalTool:
     return ""
 
 
-def _part(sentences: Sequence[Sentence], held_out: bool) -> list[Sentence]:
-  """One sentence in `HELD_OUT_PART`, and at least one of several, by a hash of its text."""
-  digest = lambda sentence: hashlib.sha256(sentence.text.encode()).hexdigest()
-  several = len(sentences) > 1
-  number = max(1, round(len(sentences) / HELD_OUT_PART)) if several else 0
-  kept = {sentence.text for sentence in sorted(sentences, key=digest)[:number]}
-  return [sentence for sentence in sentences if (sentence.text in kept) == held_out]
+def part_of(items: Sequence[Item], held_out: bool, key: Callable[[Item], str]) -> list[Item]:
+  """One item in `HELD_OUT_PART`, and at least one of several, or all others, by a hash of its key.
+
+  Args:
+    items: what to part, in the order of the result.
+    held_out: which of the two parts.
+    key: an item's text; no two may share one.
+  """
+  digest = lambda item: hashlib.sha256(key(item).encode()).hexdigest()
+  number = max(1, round(len(items) / HELD_OUT_PART)) if len(items) > 1 else 0
+  kept = {key(item) for item in sorted(items, key=digest)[:number]}
+  return [item for item in items if (key(item) in kept) == held_out]
 
 
 @dataclass(frozen=True)
