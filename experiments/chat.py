@@ -14,7 +14,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,11 +25,11 @@ from referencing import Registry
 
 from grpo_jax import command_line, models
 from grpo_jax.config import RunConfig, SamplingConfig
-from grpo_jax.files.json_text import read_json
 from grpo_jax.rewards import PARSE_ERRORS, parse
 from grpo_jax.rewards.parsing.parser import ParseMode
 from grpo_jax.sampling import SampleProgram, draw, pad_to_bucket
 from grpo_jax.tasks import encode_messages, load_tokenizer, stop_token_ids
+from grpo_jax.tasks.jsonl import read_tools
 from grpo_jax.tasks.schema import ToolCall, ToolSpec
 from grpo_jax.tasks.synthetic.prompts import STYLES, system_message
 
@@ -127,23 +126,6 @@ def verdict(answer: str, tools: Sequence[ToolSpec], mode: ParseMode) -> list[str
   return lines
 
 
-def read_tools(path: str | None) -> list[ToolSpec]:
-  """The tool schemas of a JSON file: a list, or an object with the list under `tools`."""
-  if path is None:
-    return []
-  try:
-    value = read_json(Path(path).read_text(encoding="utf-8"))
-    value = value.get("tools") if isinstance(value, dict) else value
-    if not isinstance(value, list):
-      raise ValueError("expected a JSON list of tool schemas")
-    tools = [ToolSpec.from_json(tool) for tool in value]
-    for tool in tools:
-      jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
-  except (ValueError, jsonschema.SchemaError) as error:
-    raise ValueError(f"--tools={path}: {str(error).splitlines()[0]}") from error
-  return tools
-
-
 def opening(tools: Sequence[ToolSpec]) -> list[dict[str, str]]:
   """The messages that every conversation starts with."""
   texts = [] if FLAGS.system is None else [FLAGS.system]
@@ -200,7 +182,7 @@ def ask() -> str | None:
 def main(argv: list[str]) -> None:
   """Starts the conversation."""
   command_line.check()
-  converse(FLAGS.model, read_tools(FLAGS.tools))
+  converse(FLAGS.model, read_tools(FLAGS.tools) if FLAGS.tools else [])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from grpo_jax.files import json_text
 from grpo_jax.files.atomic import replaced
 from grpo_jax.tasks.rows import read_row, without_nulls
-from grpo_jax.tasks.schema import ToolTask
+from grpo_jax.tasks.schema import ToolSpec, ToolTask
 
 if TYPE_CHECKING:
   import pyarrow
@@ -77,6 +77,30 @@ def load_tasks(source: str | Path, split: str = "train") -> list[ToolTask]:
   if errors:
     raise DataError(errors)
   return tasks
+
+
+def read_tools(path: str | Path) -> list[ToolSpec]:
+  """The tool schemas of a JSON file, as `--tools` takes it.
+
+  Args:
+    path: a list, or an object with the list under `tools`.
+
+  Raises:
+    ValueError: it is neither, or one of the tools has no usable schema.
+  """
+  import jsonschema  # slow to import
+
+  try:
+    value = json_text.read_json(Path(path).read_text(encoding="utf-8"))
+    value = value.get("tools") if isinstance(value, dict) else value
+    if not isinstance(value, list):
+      raise ValueError("expected a JSON list of tool schemas")
+    tools = [ToolSpec.from_json(tool) for tool in value]
+    for tool in tools:
+      jsonschema.Draft202012Validator.check_schema(dict(tool.parameters))
+  except (ValueError, jsonschema.SchemaError) as error:
+    raise ValueError(f"--tools={path}: {str(error).splitlines()[0]}") from error
+  return tools
 
 
 def data_sha256(tasks: Sequence[ToolTask]) -> str:

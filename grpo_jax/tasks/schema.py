@@ -16,6 +16,7 @@ CALL_KEYS = frozenset(("name", "arguments", "parameters", "id", "type", "index")
 
 _OPENING = re.compile(r"[{\[]")
 _DECODER = json.JSONDecoder()
+_MAX_REFERENCES = 8
 
 
 def function_of(value: Any) -> Any:
@@ -189,6 +190,20 @@ class ToolTask:
       extra=extra,
       data_source=str(row.get("data_source") or ""),
     )
+
+
+def resolve(schema: Any, root: Any) -> Mapping[str, Any]:
+  """Follows local `$ref`s; an unusable schema becomes the empty one, which allows any value."""
+  for _ in range(_MAX_REFERENCES):
+    if not isinstance(schema, Mapping):
+      return {}
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+      return schema
+    schema = root if reference.startswith("#") else None
+    for part in reference.split("/")[1:]:
+      schema = schema.get(part) if isinstance(schema, Mapping) else None
+  return {}
 
 
 def read_ground_truth(value: Any) -> tuple[tuple[ToolCall, ...], str]:

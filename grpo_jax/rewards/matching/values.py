@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-_MAX_REFERENCES = 8
+from grpo_jax.tasks.schema import resolve
 
 
 def equal_values(
@@ -80,20 +80,6 @@ _TYPE_NAMES = {
   dict: ("object", "dict"),
   type(None): ("null",),
 }
-
-
-def resolve(schema: Any, root: Any) -> Mapping[str, Any]:
-  """Follows local `$ref`s; an unusable schema becomes the empty one, which allows any value."""
-  for _ in range(_MAX_REFERENCES):
-    if not isinstance(schema, Mapping):
-      return {}
-    reference = schema.get("$ref")
-    if not isinstance(reference, str):
-      return schema
-    schema = root if reference.startswith("#") else None
-    for part in reference.split("/")[1:]:
-      schema = schema.get(part) if isinstance(schema, Mapping) else None
-  return {}
 
 
 def default_of(schema: Any, root: Any = None) -> Any:

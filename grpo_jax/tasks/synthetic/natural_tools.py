@@ -133,6 +133,7 @@ class NaturalTool:
     arguments: in the order of the schema.
     near: names of tools that sound near and cannot do what this one does.
     requests: its sentences by kind.
+    given: the tool as the policy sees it, where that is more than the fields above say.
   """
 
   name: str
@@ -140,6 +141,7 @@ class NaturalTool:
   arguments: Sequence[Argument]
   near: Sequence[str]
   requests: Mapping[Kind, Sequence[Sentence]]
+  given: ToolSpec | None = None
 
   @classmethod
   def read(cls, table: Mapping[str, Any]) -> "NaturalTool":
@@ -171,6 +173,8 @@ class NaturalTool:
   @cached_property
   def spec(self) -> ToolSpec:
     """The tool as the policy sees it."""
+    if self.given is not None:
+      return self.given
     properties = {argument.name: dict(argument.schema) for argument in self.arguments}
     required = [argument.name for argument in self.arguments if argument.required]
     parameters = {"type": "object", "properties": properties, "required": required}

@@ -71,7 +71,7 @@ def task_row(
   prompt = [{"role": "system", "content": message}] if message else []
   row: dict[str, Any] = {"prompt": [*prompt, {"role": "user", "content": request}]}
   if style == "tools":
-    row["tools"] = [{"type": "function", "function": tool.to_json()} for tool in tools]
+    row["tools"] = [tool.to_chat() for tool in tools]
   if not isinstance(ground_truth, str):
     ground_truth = json.dumps([call.to_json() for call in ground_truth], ensure_ascii=False)
   row["reward_model"] = {"style": "rule", "ground_truth": ground_truth}

@@ -129,7 +129,7 @@ class Recipe:
     if rng.random() < 0.25:
       rng.shuffle(given)
     cues = [_cue(rng, argument, values[argument.name], phrasing) for argument in given]
-    return _sentence(rng, opening, cues, phrasing)
+    return worded(rng, opening, cues, phrasing)
 
 
 def enumerated(rng: random.Random, values: Sequence[str]) -> str:
@@ -156,7 +156,8 @@ def _cue(rng: random.Random, argument: Argument, value: Any, phrasing: Phrasing)
   return rng.choice(forms).format(n=argument.spoken, be=be, v=spoken)
 
 
-def _sentence(rng: random.Random, opening: str, cues: Sequence[str], phrasing: Phrasing) -> str:
+def worded(rng: random.Random, opening: str, cues: Sequence[str], phrasing: Phrasing) -> str:
+  """A request: an opening and the cues that give its values."""
   if phrasing == "terse":
     joiner = rng.choice((", ", ", ", " ", "; "))
     if cues and rng.random() < 0.15:  # the values first, as in a search box
