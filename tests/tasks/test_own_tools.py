@@ -173,6 +173,24 @@ def test_orders_are_in_the_words_of_the_description_or_the_name():
   assert name_words("calendar.add-event_2") == ["calendar", "add", "event", "2"]
 
 
+@pytest.mark.parametrize(
+  ("description", "order"),
+  [
+    ("This function returns the latest stock price.", "return the latest stock price"),
+    ("Allows users to book a meeting room (max. 8 people)", "book a meeting room"),
+    ("A tool to send the user's notes to a printer.", "send my notes"),
+    ('Searches for "open" issues', "search for open issues"),
+    ("Everything about stars.", "run moon phase"),
+  ],
+)
+def test_the_description_becomes_an_order(description, order):
+  properties = {"place": {"type": "string"}}
+  parameters = {"type": "object", "properties": properties, "required": ["place"]}
+  spec = ToolSpec("moonPhase", description, parameters)
+  rows = own_rows([spec], 0, "train", 60)
+  assert any(order in row["prompt"][-1]["content"].lower() for row in rows)
+
+
 def test_calls_that_cannot_be_said_leave_their_tool_out_with_a_reason():
   nested = ToolSpec.from_json(NESTED)
   tools, problems = sayable([*SPECS, nested], "train")

@@ -59,8 +59,8 @@ _NUMBER_WORDS = (
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # "This function returns the ..." says what an order for it would be.
 _LEAD = re.compile(
-  r"^(?:this|the|a)?\s*(?:tool|function|api|endpoint|method)?\s*"
-  r"(?:is used to|can be used to|allows (?:you|users?|the user) to|lets you|will|to)?\s+",
+  r"^(?:(?:this|the|a) )?(?:(?:tool|function|api|endpoint|method) )?"
+  r"(?:(?:is used to|can be used to|allows (?:you|users?|the user) to|lets you|will|to) )?",
   re.IGNORECASE,
 )
 _GIVEN = re.compile(
@@ -207,7 +207,7 @@ def _orders(spec: ToolSpec) -> list[str]:
   """What a tool is told to do, in the words of its description, or else of its name."""
   name = name_words(spec.name)
   first = re.split(r"[.;:(\n]|, |e\.g", spec.description.strip(), maxsplit=1)[0]
-  words = re.sub(r"[{}\"]", "", _LEAD.sub("", f" {first}", count=1)).split()
+  words = re.sub(r"[{}\"]", "", _LEAD.sub("", first)).split()
   if words and (verb := _base(words[0])) in _VERBS:
     words[0] = verb
     order = _GIVEN.sub("", " ".join(words))
@@ -266,8 +266,9 @@ def _argument(spec: ToolSpec, name: str, schema: Any, required: bool, part: Part
   values = fitting(_values(rng, found, spec, name, part))
   values = values or fitting(_values(rng, found, spec, name, None))  # too few to be parted
   if not values:
-    hint = 'add "examples" to its schema'
-    raise ValueError(f"no values for the argument {name!r} can be made up; {hint}")
+    raise ValueError(
+      f'no values for the argument {name!r} can be made up; add "examples" to its schema'
+    )
   spoken = " ".join(name_words(name))
   ask = [form.format(n=spoken, be=_be(spoken)) for form in _ASSET[part]["ask"]]
   return Argument(name, found, required, values, ask)
