@@ -33,11 +33,17 @@ from grpo_jax.runs.trackers import TRACKERS
 from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
 
+Technique = Literal["grpo", "sft"]
 Resume = Literal["auto", "never"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Optimizer = Literal["adamw", "adafactor"]
 Decay = Literal["none", "linear"]
 
+# What a step on demonstrations makes use of; everything else is about samples.
+OF_SFT = frozenset((
+  "technique", "group_size", "max_completion_tokens", "stop_ids", "pad_id", "aggregation",
+  "inner_updates", "minibatches", "micro_batch_prompts", "remat", "gather_weights",
+))  # fmt: skip
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names
 
 
@@ -74,6 +80,11 @@ class GRPOConfig(Settings):
   """The numbers of Algorithm 1; static under jit."""
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
+  technique: Technique = setting(
+    "grpo",
+    "grpo: sample a group for each prompt and reinforce by reward; sft: raise the likelihood of "
+    "the tasks' ground truths, one for each prompt",
+  )
   advantage: AdvantageScale = setting(
     "std", "what group advantages are divided by: their standard deviation (the paper), or nothing"
   )
@@ -122,7 +133,11 @@ class GRPOConfig(Settings):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.sampling.group_size < 2:
+    if self.technique == "sft":
+      for name, _, _, value in differences(GRPOConfig, {}, dataclasses.asdict(self)):
+        if name not in OF_SFT:
+          raise ValueError(f"--{name}={value} is about samples, of which --technique=sft has none")
+    elif self.sampling.group_size < 2:
       raise ValueError(
         f"--group_size={self.sampling.group_size} must be at least 2: a candidate is compared with "
         "its group"
@@ -167,7 +182,9 @@ class OptimizerConfig(Settings):
 class RunConfig(OptimizerConfig):
   """The settings of a run."""
 
-  run_dir: str = setting(REQUIRED, "run folder; default: runs/<preset or grpo>-<time>", free=True)
+  run_dir: str = setting(
+    REQUIRED, "run folder; default: runs/<preset or technique>-<time>", free=True
+  )
   model: str = setting(str(TINY_MODEL), "checkpoint folder or hub id; default: the embedded policy")
   data: str = setting(
     "synthetic:train",
@@ -182,7 +199,7 @@ class RunConfig(OptimizerConfig):
   )
   reward_config: RewardConfig = field(default_factory=RewardConfig)
   grpo: GRPOConfig = field(default_factory=GRPOConfig)
-  steps: int = setting(100, "GRPO steps", low=1, free=True)
+  steps: int = setting(100, "training steps", low=1, free=True)
   prompts_per_step: int = setting(
     8, "prompts a step (P); times the group size gives the completions", low=1
   )
@@ -255,6 +272,10 @@ class RunConfig(OptimizerConfig):
   def __post_init__(self) -> None:
     super().__post_init__()
     _ = self.lora  # it checks the targets
+    if self.technique == "sft" and (self.kl_every or self.reward_config.normalise != "none"):
+      raise ValueError(
+        "--kl_every and --normalise are about samples, of which --technique=sft has none"
+      )
     minibatches, micro = self.grpo.minibatches, self.grpo.micro_batch_prompts
     if self.prompts_per_step % minibatches:
       raise ValueError(
@@ -283,6 +304,11 @@ class RunConfig(OptimizerConfig):
         )
 
   @property
+  def technique(self) -> Technique:
+    """How the model is trained."""
+    return self.grpo.technique
+
+  @property
   def lora(self) -> LoraConfig | None:
     """What is adapted, or None where the whole model is trained."""
     if not self.lora_rank:
@@ -293,9 +319,11 @@ class RunConfig(OptimizerConfig):
     """What a step does, in words: nobody should have to guess what a batch is."""
     minibatch = self.prompts_per_step // self.grpo.minibatches
     micro = self.grpo.micro_batch_prompts or minibatch
-    group = self.grpo.sampling.group_size
+    sampled = self.technique == "grpo"
+    group = self.grpo.sampling.group_size if sampled else 1
     return (
-      f"{self.steps} steps of {self.prompts_per_step} prompts x {group} candidates = "
+      f"{self.steps} steps of {self.prompts_per_step} prompts x {group} "
+      f"{'candidates' if sampled else 'demonstration'} = "
       f"{self.prompts_per_step * group} completions of up to {self.grpo.sampling.max_tokens} tokens"
       f"; {self.grpo.inner_updates * self.grpo.minibatches} optimizer step(s) on each batch, "
       f"{micro} prompts ({micro * group} completions) in a backward pass; computed in {self.dtype}"

@@ -1,4 +1,4 @@
-"""Training with GRPO: the run from top to bottom, then its parts.
+"""Training: the run from top to bottom, then its parts.
 
 `read_data` and `set_up` make what stays the same over a run and touch no file; `take_step` is one
 `grpo_step` on the batch of its number. Replay runs the same three. Everything that is written is
@@ -76,6 +76,7 @@ from grpo_jax.runs.rollouts import (
 )
 from grpo_jax.runs.trackers import Tracking
 from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
+from grpo_jax.sft import demonstration_rollout
 from grpo_jax.sharding import (
   batch_parts,
   batch_sharding,
@@ -83,7 +84,7 @@ from grpo_jax.sharding import (
   parameter_sharding,
   state_shardings,
 )
-from grpo_jax.tasks import completion_text, load_tokenizer, render, stop_token_ids
+from grpo_jax.tasks import completion_text, demonstrate, load_tokenizer, render, stop_token_ids
 from grpo_jax.tasks.batches import batch_at
 from grpo_jax.tasks.jsonl import data_sha256
 from grpo_jax.tasks.schema import ToolTask
@@ -103,7 +104,7 @@ class TrainingFailed(RuntimeError):
 
 
 def train(config: RunConfig) -> Path:
-  """Runs GRPO from start (or from the last checkpoint) to end and reports what was gained.
+  """Trains from start (or from the last checkpoint) to end and reports what was gained.
 
   Args:
     config: the settings of the run.
@@ -215,6 +216,7 @@ class Data:
     stop_ids: tokens that end a completion.
     tasks: the training tasks.
     prompts: their token ids.
+    demonstrations: the token ids of their right answers, where these are trained on.
     held_out: tasks by name of the split.
     record: what config.json says of the run.
   """
@@ -224,6 +226,7 @@ class Data:
   stop_ids: tuple[int, ...]
   tasks: Sequence[ToolTask]
   prompts: Sequence[list[int]]
+  demonstrations: Sequence[list[int]]
   held_out: Mapping[str, Sequence[ToolTask]]
   record: Mapping[str, Any]
 
@@ -242,28 +245,35 @@ def read_data(config: RunConfig) -> Data:
       f"--prompts_per_step={config.prompts_per_step}"
     )
   tokenizer = load_tokenizer(config.model)
+  stop_ids = stop_token_ids(tokenizer, config.model)
   sources = {"train": config.data, **dict(config.eval_data)}
   splits = {name: read_tasks(source, config.data_seed) for name, source in sources.items()}
   for name in splits.keys() - {"train"}:
     splits[name] = splits[name][: config.eval_limit or None]
+  shown: Any = {"date": config.template_date, "plain_user_text": config.plain_user_text}
   prompts = {
-    name: [
-      render(tokenizer, task, date=config.template_date, plain_user_text=config.plain_user_text)
-      for task in tasks
-    ]
-    for name, tasks in splits.items()
+    name: [render(tokenizer, task, **shown) for task in tasks] for name, tasks in splits.items()
   }
+  demonstrations = [
+    demonstrate(tokenizer, task, prompt, stop_ids, **shown)
+    for task, prompt in zip(splits["train"], prompts["train"], strict=True)
+    if config.technique == "sft"
+  ]
   for name, tasks in splits.items():
     lengths = [len(prompt) for prompt in prompts[name]]
     log.info("%s\n%s", name, data_summary(tasks, lengths, config.max_prompt_tokens))
-    _check_lengths(name, lengths, config.max_prompt_tokens)
+    _check_lengths(name, "prompt", lengths, config.max_prompt_tokens)
+  if demonstrations:
+    lengths = [len(answer) for answer in demonstrations]
+    _check_lengths("train", "completion", lengths, config.grpo.sampling.max_tokens)
   log.info("%s", config.plan())
   return Data(
     config,
     tokenizer,
-    stop_token_ids(tokenizer, config.model),
+    stop_ids,
     splits["train"],
     prompts["train"],
+    demonstrations,
     {name: tasks for name, tasks in splits.items() if name != "train"},
     run_record(config, {name: data_sha256(tasks) for name, tasks in splits.items()}),
   )
@@ -395,7 +405,12 @@ def take_step(
   record = StepRecord(step, tasks, times={"ready": time.perf_counter()})
 
   def collect(state, prompts):
-    rollout = setup.sample(state.params, setup.base, prompts, step_key(state))
+    if config.technique == "sft":
+      answers = [data.demonstrations[i] for i in chosen]
+      rollout = demonstration_rollout(prompts, answers, settings.sampling)
+      rollout = jax.device_put(rollout, batch_sharding(setup.mesh))
+    else:
+      rollout = setup.sample(state.params, setup.base, prompts, step_key(state))
     record.drawn = hosts.fetch(rollout)
     record.times["sampled"] = time.perf_counter()
     check()
@@ -686,16 +701,16 @@ def _dtype(config: RunConfig) -> ComputeDtype:
   return known[hosts.from_first(known.index(own))]  # which may be the only one to see the record
 
 
-def _check_lengths(split: str, lengths: Sequence[int], limit: int) -> None:
-  """Refuses prompts over the limit before any work."""
+def _check_lengths(split: str, what: str, lengths: Sequence[int], limit: int) -> None:
+  """Refuses prompts, or demonstrated completions, over the limit before any work."""
   if min(lengths) > limit:
     raise ValueError(
-      f"--max_prompt_tokens={limit} is below the shortest prompt of {split}, which has "
+      f"--max_{what}_tokens={limit} is below the shortest {what} of {split}, which has "
       f"{min(lengths)} tokens"
     )
   if max(lengths) > limit:
     over = sum(length > limit for length in lengths)
     raise ValueError(
-      f"{over} of {len(lengths)} prompts of {split} are longer than --max_prompt_tokens={limit}"
+      f"{over} of {len(lengths)} {what}s of {split} are longer than --max_{what}_tokens={limit}"
       f" (the longest has {max(lengths)} tokens); raise it or leave those tasks out"
     )

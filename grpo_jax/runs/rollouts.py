@@ -111,14 +111,15 @@ def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> 
   lengths = np.asarray(record.drawn.completion_mask).sum(-1)
   metrics = {
     "reward": float(rewards.mean()),
-    "reward_std": float(rewards.std(axis=1).mean()),
-    "frac_reward_zero_std": float(share_without_spread(rewards)),
     "completions/mean_length": float(lengths.mean()),
     "completions/min_length": float(lengths.min()),
     "completions/max_length": float(lengths.max()),
     "completions/clipped_ratio": float(reached_limit(record.drawn, limit, stop_ids).mean()),
     "tokens": int(lengths.sum()),
   }
+  if rewards.shape[1] > 1:  # one demonstration has no spread to speak of
+    metrics["reward_std"] = float(rewards.std(axis=1).mean())
+    metrics["frac_reward_zero_std"] = float(share_without_spread(rewards))
   parts = sorted({name for found in breakdowns for name in found.parts})
   for name in parts:
     values = np.asarray([found.parts[name] for found in breakdowns if name in found.parts])
