@@ -26,7 +26,7 @@ from grpo_jax import __version__
 from grpo_jax.files import hub
 from grpo_jax.files.redaction import without_secrets
 from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
-from grpo_jax.models import LoraConfig, Remat
+from grpo_jax.models import LoraConfig, Remat, adapter_sha256
 from grpo_jax.rewards import RewardConfig, reward_files
 from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit
 from grpo_jax.runs.trackers import TRACKERS
@@ -223,6 +223,11 @@ class RunConfig(OptimizerConfig):
     "linear layers with adapters: some of q,k,v,o,gate,up,down",
     needs="lora_rank",
   )
+  init_adapter: str = setting(
+    "",
+    "adapters to start from, a folder in PEFT's format; rank, alpha and targets are its own, which "
+    "flags that are given must equal",
+  )
   save_merged: bool = setting(
     False, "also write model/, adapters merged, float32", needs="lora_rank", free=True
   )
@@ -382,6 +387,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
     **{name: value for name, value in settings.items() if isinstance(value, dict)},
     "data_sha256": dict(data_sha256),
     "model_sha256": model_sha256(config.model),
+    "init_adapter_sha256": adapter_sha256(config.init_adapter) if config.init_adapter else None,
     "reward_sha256": {
       str(path): hashlib.sha256(path.read_bytes()).hexdigest()
       for path in reward_files(config.reward)
@@ -424,7 +430,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
   ]
   found += [
     (name, old.get(name), new.get(name))
-    for name in ("data_sha256", "model_sha256", "reward_sha256")
+    for name in ("data_sha256", "model_sha256", "init_adapter_sha256", "reward_sha256")
     if old.get(name) != new.get(name)
   ]
   words = (f"{name} ({json.dumps(then)} then, {json.dumps(now)} now)" for name, then, now in found)

@@ -52,6 +52,7 @@ from grpo_jax.models import (
   LoraConfig,
   Params,
   init_adapters,
+  load_adapters,
   load_config,
   load_pretrained,
   save_adapters,
@@ -237,7 +238,12 @@ def read_data(config: RunConfig) -> Data:
   Raises:
     ValueError: data, template and settings do not fit together.
   """
-  config = dataclasses.replace(config, template_date=_template_date(config), dtype=_dtype(config))
+  config = dataclasses.replace(
+    config,
+    template_date=_template_date(config),
+    dtype=_dtype(config),
+    **_lora_of_start(config),
+  )
   parts = batch_parts(make_mesh(config.mesh))
   if config.prompts_per_step % parts:
     raise ValueError(
@@ -325,6 +331,8 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number
     placed = state_shardings(decoder, mesh, jax.eval_shape(draw, key))
     base, params = params, jax.jit(draw, out_shardings=placed)(key)
+    if config.init_adapter:
+      params = jax.device_put(load_adapters(config.init_adapter, decoder)[0], placed)
 
   # The optimizer counts its own steps, of which a training step may take several.
   steps = config.steps * settings.inner_updates * settings.minibatches
@@ -334,9 +342,12 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
   schedule, tx, programs = _programs(
     decoder, mesh, settings, optimizer, steps if config.decay != "none" else 0, config.lora
   )
-  # The reference is kept only where it is needed; it must survive the donated state.
-  watched = settings.kl_weight or config.kl_every
-  ref_params = (base or jax.tree.map(jnp.copy, params)) if watched else None
+  # The reference is kept only where it is needed; it must survive the donated state. New adapters
+  # change nothing yet: the base itself is the policy of the start.
+  ref_params = None
+  if settings.kl_weight or config.kl_every:
+    new = config.lora and not config.init_adapter
+    ref_params = base if new else with_adapters(jax.tree.map(jnp.copy, params), base, config.lora)
   setup = Setup(
     data,
     decoder,
@@ -510,7 +521,9 @@ def evaluation_settings(record: Mapping[str, Any], split: str) -> dict[str, Any]
   """
   reward, judge = record["reward_config"], record["reward_config"]["judge"]
   pick = lambda values, *names: {name: values[name] for name in names}
+  started = ["init_adapter_sha256"] if record["init_adapter_sha256"] else []
   return {
+    **pick(record, *started),
     **pick(record, "model_sha256", "reward", "max_prompt_tokens", "seed", "dtype"),
     **pick(record, "template_date", "plain_user_text"),
     **pick(reward, "parse", "weights", "on_error", "time_limit"),
@@ -699,6 +712,31 @@ def _dtype(config: RunConfig) -> ComputeDtype:
   own = compute_dtype(began or config.dtype, load_config(config.model))
   known = get_args(ComputeDtype)
   return known[hosts.from_first(known.index(own))]  # which may be the only one to see the record
+
+
+def _lora_of_start(config: RunConfig) -> dict[str, Any]:
+  """Rank, alpha and targets of the adapters that a run starts from, as settings.
+
+  Raises:
+    ValueError: others are set.
+  """
+  if not config.init_adapter:
+    return {}
+  _, own = load_adapters(config.init_adapter, load_config(config.model))
+  found = {
+    "lora_rank": own.rank,
+    "lora_alpha": float(own.alpha),
+    "lora_targets": ",".join(own.targets),
+  }
+  if not (given := config.lora):
+    return found
+  if dataclasses.replace(given, targets=own.targets) != own or {*given.targets} != {*own.targets}:
+    has = " ".join(f"--{name}={value}" for name, value in found.items())
+    raise ValueError(
+      f"--init_adapter={config.init_adapter} has {has}, which differs from the flags that are "
+      "given; leave --lora_rank, --lora_alpha and --lora_targets out to take what it has"
+    )
+  return {}
 
 
 def _check_lengths(split: str, what: str, lengths: Sequence[int], limit: int) -> None:
