@@ -85,6 +85,13 @@ class GRPOConfig(Settings):
     "grpo: sample a group for each prompt and reinforce by reward; sft: raise the likelihood of "
     "the tasks' ground truths, one for each prompt",
   )
+  dynamic_rounds: int = setting(
+    0,
+    "so many times, groups without spread are replaced by those of fresh prompts (dynamic sampling "
+    "of DAPO); 0: never",
+    low=0,
+    high=16,
+  )
   advantage: AdvantageScale = setting(
     "std", "what group advantages are divided by: their standard deviation (the paper), or nothing"
   )
@@ -281,6 +288,8 @@ class RunConfig(OptimizerConfig):
       raise ValueError(
         "--kl_every and --normalise are about samples, of which --technique=sft has none"
       )
+    if self.grpo.dynamic_rounds and self.reward_config.normalise == "batch":
+      raise ValueError("--dynamic_rounds does not go with --normalise=batch: the batch is not one")
     minibatches, micro = self.grpo.minibatches, self.grpo.micro_batch_prompts
     if self.prompts_per_step % minibatches:
       raise ValueError(

@@ -59,9 +59,14 @@ def group_advantages(
   return jnp.where(none, 0.0, advantages)
 
 
+def has_spread(rewards: Array) -> jax.Array:
+  """Which groups [P, G] have two different rewards, [P] bool: the others teach nothing."""
+  return ~_spread(rewards)[2][:, 0]
+
+
 def share_without_spread(rewards: Array) -> jax.Array:
-  """The share of groups [P, G] whose rewards are all equal: they teach nothing (float32 scalar)."""
-  return jnp.mean(_spread(rewards)[2].astype(jnp.float32))
+  """The share of groups [P, G] whose rewards are all equal (float32 scalar)."""
+  return jnp.mean(~has_spread(rewards), dtype=jnp.float32)
 
 
 def _spread(rewards: Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -69,6 +69,7 @@ from grpo_jax.runs.console import Progress
 from grpo_jax.runs.folder import claimed, whole_lines
 from grpo_jax.runs.preemption import Stopped, StopSignals
 from grpo_jax.runs.rollouts import (
+  Groups,
   StepRecord,
   rollout_metrics,
   score_rollout,
@@ -76,7 +77,7 @@ from grpo_jax.runs.rollouts import (
   write_rollouts,
 )
 from grpo_jax.runs.trackers import Tracking
-from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
+from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, replace_idle, sample_program
 from grpo_jax.sft import demonstration_rollout
 from grpo_jax.sharding import (
   batch_parts,
@@ -86,12 +87,12 @@ from grpo_jax.sharding import (
   state_shardings,
 )
 from grpo_jax.tasks import completion_text, demonstrate, load_tokenizer, render, stop_token_ids
-from grpo_jax.tasks.batches import batch_at
+from grpo_jax.tasks.batches import batch_at, fresh_order
 from grpo_jax.tasks.jsonl import data_sha256
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.sources import read_tasks
 from grpo_jax.tasks.summary import data_summary
-from grpo_jax.types import Rollout, TrainState
+from grpo_jax.types import Prompts, Rollout, TrainState
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -408,27 +409,33 @@ def take_step(
     num_tasks=len(data.tasks),
     prompts_per_step=config.prompts_per_step,
     seed=config.seed,
-  )
-  tasks = [data.tasks[i] for i in chosen]
-  padded = pad_to_bucket([data.prompts[i] for i in chosen], settings.sampling.pad_id)
-  prompts = jax.device_put(padded, batch_sharding(setup.mesh))
+  ).tolist()
+  prompts = _prompts_of(setup, chosen)
   learning_rate = float(setup.schedule(steps_taken(state.opt_state)))  # of the first of its updates
-  record = StepRecord(step, tasks, times={"ready": time.perf_counter()})
+  record, began = StepRecord(step), time.perf_counter()
+
+  def draw(state, prompts, numbers):
+    tasks = [data.tasks[i] for i in numbers]
+    with record.timed("sample"):
+      rollout = _collected(setup, state, prompts, numbers)
+      drawn = hosts.fetch(rollout)
+    check()
+    with record.timed("reward"):
+      decode = lambda ids: completion_text(data.tokenizer, ids, data.stop_ids)
+      groups = Groups(tasks, drawn, score_rollout(drawn, tasks, reward, decode))
+    check()
+    return rollout, groups
 
   def collect(state, prompts):
-    if config.technique == "sft":
-      answers = [data.demonstrations[i] for i in chosen]
-      rollout = demonstration_rollout(prompts, answers, settings.sampling)
-      rollout = jax.device_put(rollout, batch_sharding(setup.mesh))
-    else:
-      rollout = setup.sample(state.params, setup.base, prompts, step_key(state))
-    record.drawn = hosts.fetch(rollout)
-    record.times["sampled"] = time.perf_counter()
-    check()
-    decode = lambda ids: completion_text(data.tokenizer, ids, data.stop_ids)
-    record.scored = score_rollout(record.drawn, tasks, reward, decode)
-    record.times["scored"] = time.perf_counter()
-    check()
+    rollout, groups = draw(state, prompts, chosen)
+    if settings.dynamic_rounds:
+      order = fresh_order(step, num_tasks=len(data.tasks), seed=config.seed, without=chosen)
+      again = lambda fresh, first: draw(state, _prompts_of(setup, fresh, first), fresh)[1]
+      groups, record.resampled = replace_idle(
+        groups, order, again, rounds=settings.dynamic_rounds, parts=batch_parts(setup.mesh)
+      )
+      rollout = jax.device_put(groups.drawn, batch_sharding(setup.mesh))
+    record.tasks, record.drawn, record.scored = groups
     longest = int(record.drawn.completion_mask.sum(-1).max())
     return cut_to_bucket(rollout, longest), record.scored.rewards
 
@@ -444,12 +451,29 @@ def take_step(
   if config.kl_every and not settings.kl_weight and step % config.kl_every == 0:
     found["kl"] = kl_to_reference(rollout, score_reference(rollout))
   record.metrics = {name: float(value) for name, value in found.items()}
-  record.times["updated"] = time.perf_counter()
-  record.shape = (prompts.tokens.shape[1], rollout.tokens.shape[2])
+  record.seconds["update"] = time.perf_counter() - began - sum(record.seconds.values())
+  record.shape = (rollout.prompts.tokens.shape[1], rollout.tokens.shape[2])
   record.advantages = np.asarray(advantages_of(rewards, settings))
   record.metrics |= rollout_metrics(record, settings.sampling.max_tokens, data.stop_ids)
   record.metrics["learning_rate"] = learning_rate
   return state, record
+
+
+def _prompts_of(setup: Setup, chosen: Sequence[int], first: int = 0) -> Prompts:
+  """The prompts of some tasks, on the devices, their places in the step counted from `first`."""
+  data, pad_id = setup.data, setup.settings.sampling.pad_id
+  padded = pad_to_bucket([data.prompts[i] for i in chosen], pad_id)
+  padded = dataclasses.replace(padded, index=padded.index + np.int32(first))
+  return jax.device_put(padded, batch_sharding(setup.mesh))
+
+
+def _collected(setup: Setup, state: TrainState, prompts: Prompts, chosen: Sequence[int]) -> Rollout:
+  """What there is to learn from: the tasks' demonstrations, or samples of the policy."""
+  if setup.settings.technique == "grpo":
+    return setup.sample(state.params, setup.base, prompts, step_key(state))
+  answers = [setup.data.demonstrations[i] for i in chosen]
+  rollout = demonstration_rollout(prompts, answers, setup.settings.sampling)
+  return jax.device_put(rollout, batch_sharding(setup.mesh))
 
 
 def check_same_run(run_dir: Path, data: Data) -> None:
@@ -596,14 +620,15 @@ def _write_step(run_dir: Path, record: StepRecord) -> None:
 
 def _times(record: StepRecord, began: float) -> dict[str, float]:
   """Seconds by phase and tokens a second of a step that began then and ends now."""
-  times, ended = record.times, time.perf_counter()
-  return {
-    "seconds/sample": times["sampled"] - times["ready"],
-    "seconds/reward": times["scored"] - times["sampled"],
-    "seconds/update": times["updated"] - times["scored"],
-    "seconds/other": (times["ready"] - began) + (ended - times["updated"]),
-    "step_time": ended - began,
-    "tokens_per_second": record.metrics["tokens"] / (ended - began),
+  total = time.perf_counter() - began
+  times = {f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()}
+  times["seconds/other"] = total - sum(record.seconds.values())
+  if record.resampled:
+    useful = (1 - record.metrics["frac_reward_zero_std"]) * len(record.tasks)
+    times["dynamic/useful_groups_per_second"] = useful / total
+  return times | {
+    "step_time": total,
+    "tokens_per_second": record.metrics["tokens"] / total,
   }
 
 
