@@ -34,7 +34,7 @@ def run_config() -> RunConfig:
   """The flags as one checked configuration."""
   if FLAGS.preset:
     command_line.use(read_preset(FLAGS.preset), f"--preset={FLAGS.preset}")
-  name = Path(FLAGS.preset or "grpo").stem
+  name = Path(FLAGS.preset or FLAGS.technique).stem
   default = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   return command_line.read(RunConfig, run_dir=FLAGS.run_dir or default)
 

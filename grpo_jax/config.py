@@ -26,18 +26,24 @@ from grpo_jax import __version__
 from grpo_jax.files import hub
 from grpo_jax.files.redaction import without_secrets
 from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
-from grpo_jax.models import LoraConfig, Remat
+from grpo_jax.models import LoraConfig, Remat, adapter_sha256
 from grpo_jax.rewards import RewardConfig, reward_files
 from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit
 from grpo_jax.runs.trackers import TRACKERS
 from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
 
+Technique = Literal["grpo", "sft"]
 Resume = Literal["auto", "never"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Optimizer = Literal["adamw", "adafactor"]
 Decay = Literal["none", "linear"]
 
+# What a step on demonstrations makes use of; everything else is about samples.
+OF_SFT = frozenset((
+  "technique", "group_size", "max_completion_tokens", "stop_ids", "pad_id", "aggregation",
+  "inner_updates", "minibatches", "micro_batch_prompts", "remat", "gather_weights",
+))  # fmt: skip
 SPLIT_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names
 
 
@@ -74,6 +80,18 @@ class GRPOConfig(Settings):
   """The numbers of Algorithm 1; static under jit."""
 
   sampling: SamplingConfig = field(default_factory=SamplingConfig)
+  technique: Technique = setting(
+    "grpo",
+    "grpo: sample a group for each prompt and reinforce by reward; sft: raise the likelihood of "
+    "the tasks' ground truths, one for each prompt",
+  )
+  dynamic_rounds: int = setting(
+    0,
+    "so many times, groups without spread are replaced by those of fresh prompts (dynamic sampling "
+    "of DAPO); 0: never",
+    low=0,
+    high=16,
+  )
   advantage: AdvantageScale = setting(
     "std", "what group advantages are divided by: their standard deviation (the paper), or nothing"
   )
@@ -122,7 +140,11 @@ class GRPOConfig(Settings):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.sampling.group_size < 2:
+    if self.technique == "sft":
+      for name, _, _, value in differences(GRPOConfig, {}, dataclasses.asdict(self)):
+        if name not in OF_SFT:
+          raise ValueError(f"--{name}={value} is about samples, of which --technique=sft has none")
+    elif self.sampling.group_size < 2:
       raise ValueError(
         f"--group_size={self.sampling.group_size} must be at least 2: a candidate is compared with "
         "its group"
@@ -167,7 +189,9 @@ class OptimizerConfig(Settings):
 class RunConfig(OptimizerConfig):
   """The settings of a run."""
 
-  run_dir: str = setting(REQUIRED, "run folder; default: runs/<preset or grpo>-<time>", free=True)
+  run_dir: str = setting(
+    REQUIRED, "run folder; default: runs/<preset or technique>-<time>", free=True
+  )
   model: str = setting(str(TINY_MODEL), "checkpoint folder or hub id; default: the embedded policy")
   data: str = setting(
     "synthetic:train",
@@ -183,7 +207,7 @@ class RunConfig(OptimizerConfig):
   )
   reward_config: RewardConfig = field(default_factory=RewardConfig)
   grpo: GRPOConfig = field(default_factory=GRPOConfig)
-  steps: int = setting(100, "GRPO steps", low=1, free=True)
+  steps: int = setting(100, "training steps", low=1, free=True)
   prompts_per_step: int = setting(
     8, "prompts a step (P); times the group size gives the completions", low=1
   )
@@ -206,6 +230,11 @@ class RunConfig(OptimizerConfig):
     "q,k,v,o,gate,up,down",
     "linear layers with adapters: some of q,k,v,o,gate,up,down",
     needs="lora_rank",
+  )
+  init_adapter: str = setting(
+    "",
+    "adapters to start from, a folder in PEFT's format; rank, alpha and targets are its own, which "
+    "flags that are given must equal",
   )
   save_merged: bool = setting(
     False, "also write model/, adapters merged, float32", needs="lora_rank", free=True
@@ -256,6 +285,12 @@ class RunConfig(OptimizerConfig):
   def __post_init__(self) -> None:
     super().__post_init__()
     _ = self.lora  # it checks the targets
+    if self.technique == "sft" and (self.kl_every or self.reward_config.normalise != "none"):
+      raise ValueError(
+        "--kl_every and --normalise are about samples, of which --technique=sft has none"
+      )
+    if self.grpo.dynamic_rounds and self.reward_config.normalise == "batch":
+      raise ValueError("--dynamic_rounds does not go with --normalise=batch: the batch is not one")
     minibatches, micro = self.grpo.minibatches, self.grpo.micro_batch_prompts
     if self.prompts_per_step % minibatches:
       raise ValueError(
@@ -284,6 +319,11 @@ class RunConfig(OptimizerConfig):
         )
 
   @property
+  def technique(self) -> Technique:
+    """How the model is trained."""
+    return self.grpo.technique
+
+  @property
   def lora(self) -> LoraConfig | None:
     """What is adapted, or None where the whole model is trained."""
     if not self.lora_rank:
@@ -294,9 +334,11 @@ class RunConfig(OptimizerConfig):
     """What a step does, in words: nobody should have to guess what a batch is."""
     minibatch = self.prompts_per_step // self.grpo.minibatches
     micro = self.grpo.micro_batch_prompts or minibatch
-    group = self.grpo.sampling.group_size
+    sampled = self.technique == "grpo"
+    group = self.grpo.sampling.group_size if sampled else 1
     return (
-      f"{self.steps} steps of {self.prompts_per_step} prompts x {group} candidates = "
+      f"{self.steps} steps of {self.prompts_per_step} prompts x {group} "
+      f"{'candidates' if sampled else 'demonstration'} = "
       f"{self.prompts_per_step * group} completions of up to {self.grpo.sampling.max_tokens} tokens"
       f"; {self.grpo.inner_updates * self.grpo.minibatches} optimizer step(s) on each batch, "
       f"{micro} prompts ({micro * group} completions) in a backward pass; computed in {self.dtype}"
@@ -355,6 +397,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
     **{name: value for name, value in settings.items() if isinstance(value, dict)},
     "data_sha256": dict(data_sha256),
     "model_sha256": model_sha256(config.model),
+    "init_adapter_sha256": adapter_sha256(config.init_adapter) if config.init_adapter else None,
     "reward_sha256": {
       str(path): hashlib.sha256(path.read_bytes()).hexdigest()
       for path in reward_files(config.reward)
@@ -397,7 +440,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
   ]
   found += [
     (name, old.get(name), new.get(name))
-    for name in ("data_sha256", "model_sha256", "reward_sha256")
+    for name in ("data_sha256", "model_sha256", "init_adapter_sha256", "reward_sha256")
     if old.get(name) != new.get(name)
   ]
   words = (f"{name} ({json.dumps(then)} then, {json.dumps(now)} now)" for name, then, now in found)

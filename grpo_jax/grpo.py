@@ -263,7 +263,12 @@ def policy_loss(
 
 
 def per_token_loss(settings: GRPOConfig) -> Callable[..., jax.Array]:
-  """`settings.loss` with its keyword arguments taken from the settings of the same names."""
+  """`settings.loss` with its keyword arguments taken from the settings of the same names.
+
+  Demonstrations have one loss, `nll`.
+  """
+  if settings.technique == "sft":
+    return losses.nll
   loss = losses.LOSSES[settings.loss]
   wanted = [
     name
@@ -346,7 +351,7 @@ def resolve(
 ) -> GRPOConfig:
   """The algorithm's settings with what the model and the mesh decide filled in."""
   sampling = replace(settings.sampling, stop_ids=tuple(stop_ids), pad_id=config.pad_token_id or 0)
-  idle = mesh.size == 1 and not settings.kl_weight
+  idle = mesh.size == 1 and not settings.kl_weight and settings.technique == "grpo"
   # What a layer keeps in 16 bits XLA on CPU converts for each layer anew, unless it keeps bits.
   converted = _on_cpu(mesh) and config.dtype != "float32" and settings.remat == "none"
   remat = "dots" if converted else settings.remat
@@ -361,6 +366,8 @@ def _diagnostics(
   count = rollout.loss_mask.shape[0]
   mask = rollout.loss_mask & (jnp.arange(count) < taken)[:, None, None, None]
   whole = lambda x: x.reshape(-1, *x.shape[2:])
+  if settings.technique == "sft":
+    return losses.nll_metrics(whole(scores.logp), whole(scores.entropy), whole(mask))
   metrics = losses.loss_metrics(
     whole(scores.logp),
     whole(rollout.logp),

@@ -59,9 +59,14 @@ def group_advantages(
   return jnp.where(none, 0.0, advantages)
 
 
+def has_spread(rewards: Array) -> jax.Array:
+  """Which groups [P, G] have two different rewards, [P] bool: the others teach nothing."""
+  return ~_spread(rewards)[2][:, 0]
+
+
 def share_without_spread(rewards: Array) -> jax.Array:
-  """The share of groups [P, G] whose rewards are all equal: they teach nothing (float32 scalar)."""
-  return jnp.mean(_spread(rewards)[2].astype(jnp.float32))
+  """The share of groups [P, G] whose rewards are all equal (float32 scalar)."""
+  return jnp.mean(~has_spread(rewards), dtype=jnp.float32)
 
 
 def _spread(rewards: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -143,6 +148,22 @@ def grpo(
   return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
+def nll(logp: Array, old_logp: Array, advantages: Array, mask: Array) -> jax.Array:
+  """The negative log-likelihood of demonstrations, token by token, in nats.
+
+  Args:
+    logp: [P, G, T] float32, log-probs under the policy that is differentiated, in nats.
+    old_logp: not used: nobody sampled the demonstrations.
+    advantages: not used: all of them are to be learned.
+    mask: [P, G, T] bool, the tokens that are trained on.
+
+  Returns:
+    [P, G, T] float32, 0 outside the mask.
+  """
+  chex.assert_rank([logp, mask], 3)
+  return -jnp.where(mask, logp, 0.0)
+
+
 LOSSES: Mapping[str, Callable[..., jax.Array]] = {"grpo": grpo}
 
 
@@ -221,4 +242,23 @@ def loss_metrics(
     "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
     "sampling/sampling_logp_difference/mean": masked_mean(moved, mask),
     "sampling/sampling_logp_difference/max": jnp.max(moved),
+  }
+
+
+def nll_metrics(logp: Array, entropy: Array, mask: Array) -> dict[str, jax.Array]:
+  """Diagnostics of an optimizer step on demonstrations.
+
+  Args:
+    logp: [P, G, T] float32, log-probs under the policy before the step, in nats.
+    entropy: [P, G, T] float32, of the next-token distributions, in nats.
+    mask: [P, G, T] bool, the tokens that count.
+
+  Returns:
+    `nll`, nats per token; `accuracy`, the share of tokens with a probability above one half, which
+    are the likeliest for certain; and `entropy`.
+  """
+  return {
+    "nll": masked_mean(-logp, mask),
+    "accuracy": masked_mean(logp > jnp.log(0.5), mask),
+    "entropy": masked_mean(entropy, mask),
   }

@@ -25,7 +25,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
   "rewards": ("rewards", "parts", "errors"),
   "advantages": ("advantages",),
 }
-TIMES = ("seconds/", "step_time", "tokens_per_second")
+TIMES = ("seconds/", "step_time", "tokens_per_second", "dynamic/useful_groups_per_second")
 # Not the step's own: they depend on the steps before it, or on an evaluation after it.
 BESIDE = ("alarms/", "eval/", "num_tokens")
 ACROSS_VERSIONS = 1e-3

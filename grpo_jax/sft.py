@@ -1,23 +1,49 @@
 """Supervised fine-tuning in the group layout: the warm start, and GRPO's baseline.
 
-A row is a prompt and G continuations of it, encoded once (see `models.decoder`). For single
-demonstrations G is 1; where several requests share a set of tools, the tools are the prompt.
+A run on demonstrations (`--technique=sft`) is `grpo_step` with `demonstration_rollout` where GRPO
+samples, and the loss `losses.nll`. The rest of this file trains a small model from nothing, which
+wants other optimizers, and continuations that share a prompt: where several requests share a set of
+tools, the tools are the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from grpo_jax.config import SamplingConfig
 from grpo_jax.models import DecoderConfig, Params, Remat, completion_logprobs, is_matrix
 from grpo_jax.settings import Settings, setting
-from grpo_jax.types import Array
+from grpo_jax.types import Array, Prompts, Rollout
+
+
+def demonstration_rollout(
+  prompts: Prompts, answers: Sequence[Sequence[int]], sampling: SamplingConfig
+) -> Rollout:
+  """Demonstrations as a rollout of one completion a prompt; nobody sampled it, so its logp is 0.
+
+  Args:
+    prompts: P of them.
+    answers: P lists of token ids, each with at most `sampling.max_tokens`.
+    sampling: `max_tokens` (T) and `pad_id`.
+
+  Returns:
+    [P, 1, T], NumPy arrays beside the prompts.
+  """
+  shape = (len(answers), 1, sampling.max_tokens)
+  tokens, mask = np.full(shape, sampling.pad_id, np.int32), np.zeros(shape, bool)
+  for row, answer in enumerate(answers):
+    tokens[row, 0, : len(answer)] = answer
+    mask[row, 0, : len(answer)] = True
+  logp = np.zeros(shape, np.float32)
+  return Rollout(prompts, tokens, mask, mask, logp, logp)
 
 
 class SFTBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Training with GRPO: the run from top to bottom, then its parts.
+"""Training: the run from top to bottom, then its parts.
 
 `read_data` and `set_up` make what stays the same over a run and touch no file; `take_step` is one
 `grpo_step` on the batch of its number. Replay runs the same three. Everything that is written is
@@ -52,6 +52,7 @@ from grpo_jax.models import (
   LoraConfig,
   Params,
   init_adapters,
+  load_adapters,
   load_config,
   load_pretrained,
   save_adapters,
@@ -68,6 +69,7 @@ from grpo_jax.runs.console import Progress
 from grpo_jax.runs.folder import claimed, whole_lines
 from grpo_jax.runs.preemption import Stopped, StopSignals
 from grpo_jax.runs.rollouts import (
+  Groups,
   StepRecord,
   rollout_metrics,
   score_rollout,
@@ -75,7 +77,8 @@ from grpo_jax.runs.rollouts import (
   write_rollouts,
 )
 from grpo_jax.runs.trackers import Tracking
-from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, sample_program
+from grpo_jax.sampling import cut_to_bucket, pad_to_bucket, replace_idle, sample_program
+from grpo_jax.sft import demonstration_rollout
 from grpo_jax.sharding import (
   batch_parts,
   batch_sharding,
@@ -83,13 +86,13 @@ from grpo_jax.sharding import (
   parameter_sharding,
   state_shardings,
 )
-from grpo_jax.tasks import completion_text, load_tokenizer, render, stop_token_ids
-from grpo_jax.tasks.batches import batch_at
+from grpo_jax.tasks import completion_text, demonstrate, load_tokenizer, render, stop_token_ids
+from grpo_jax.tasks.batches import batch_at, fresh_order
 from grpo_jax.tasks.jsonl import data_sha256
 from grpo_jax.tasks.schema import ToolTask
 from grpo_jax.tasks.sources import read_tasks
 from grpo_jax.tasks.summary import data_summary
-from grpo_jax.types import Rollout, TrainState
+from grpo_jax.types import Prompts, Rollout, TrainState
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
@@ -103,7 +106,7 @@ class TrainingFailed(RuntimeError):
 
 
 def train(config: RunConfig) -> Path:
-  """Runs GRPO from start (or from the last checkpoint) to end and reports what was gained.
+  """Trains from start (or from the last checkpoint) to end and reports what was gained.
 
   Args:
     config: the settings of the run.
@@ -215,6 +218,7 @@ class Data:
     stop_ids: tokens that end a completion.
     tasks: the training tasks.
     prompts: their token ids.
+    demonstrations: the token ids of their right answers, where these are trained on.
     held_out: tasks by name of the split.
     record: what config.json says of the run.
   """
@@ -224,6 +228,7 @@ class Data:
   stop_ids: tuple[int, ...]
   tasks: Sequence[ToolTask]
   prompts: Sequence[list[int]]
+  demonstrations: Sequence[list[int]]
   held_out: Mapping[str, Sequence[ToolTask]]
   record: Mapping[str, Any]
 
@@ -234,7 +239,12 @@ def read_data(config: RunConfig) -> Data:
   Raises:
     ValueError: data, template and settings do not fit together.
   """
-  config = dataclasses.replace(config, template_date=_template_date(config), dtype=_dtype(config))
+  config = dataclasses.replace(
+    config,
+    template_date=_template_date(config),
+    dtype=_dtype(config),
+    **_lora_of_start(config),
+  )
   parts = batch_parts(make_mesh(config.mesh))
   if config.prompts_per_step % parts:
     raise ValueError(
@@ -242,28 +252,35 @@ def read_data(config: RunConfig) -> Data:
       f"--prompts_per_step={config.prompts_per_step}"
     )
   tokenizer = load_tokenizer(config.model)
+  stop_ids = stop_token_ids(tokenizer, config.model)
   sources = {"train": config.data, **dict(config.eval_data)}
   splits = {name: read_tasks(source, config.data_seed) for name, source in sources.items()}
   for name in splits.keys() - {"train"}:
     splits[name] = splits[name][: config.eval_limit or None]
+  shown: Any = {"date": config.template_date, "plain_user_text": config.plain_user_text}
   prompts = {
-    name: [
-      render(tokenizer, task, date=config.template_date, plain_user_text=config.plain_user_text)
-      for task in tasks
-    ]
-    for name, tasks in splits.items()
+    name: [render(tokenizer, task, **shown) for task in tasks] for name, tasks in splits.items()
   }
+  demonstrations = [
+    demonstrate(tokenizer, task, prompt, stop_ids, **shown)
+    for task, prompt in zip(splits["train"], prompts["train"], strict=True)
+    if config.technique == "sft"
+  ]
   for name, tasks in splits.items():
     lengths = [len(prompt) for prompt in prompts[name]]
     log.info("%s\n%s", name, data_summary(tasks, lengths, config.max_prompt_tokens))
-    _check_lengths(name, lengths, config.max_prompt_tokens)
+    _check_lengths(name, "prompt", lengths, config.max_prompt_tokens)
+  if demonstrations:
+    lengths = [len(answer) for answer in demonstrations]
+    _check_lengths("train", "completion", lengths, config.grpo.sampling.max_tokens)
   log.info("%s", config.plan())
   return Data(
     config,
     tokenizer,
-    stop_token_ids(tokenizer, config.model),
+    stop_ids,
     splits["train"],
     prompts["train"],
+    demonstrations,
     {name: tasks for name, tasks in splits.items() if name != "train"},
     run_record(config, {name: data_sha256(tasks) for name, tasks in splits.items()}),
   )
@@ -315,6 +332,8 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)  # no step has this number
     placed = state_shardings(decoder, mesh, jax.eval_shape(draw, key))
     base, params = params, jax.jit(draw, out_shardings=placed)(key)
+    if config.init_adapter:
+      params = jax.device_put(load_adapters(config.init_adapter, decoder)[0], placed)
 
   # The optimizer counts its own steps, of which a training step may take several.
   steps = config.steps * settings.inner_updates * settings.minibatches
@@ -324,9 +343,12 @@ def set_up(data: Data) -> tuple[Setup, TrainState]:
   schedule, tx, programs = _programs(
     decoder, mesh, settings, optimizer, steps if config.decay != "none" else 0, config.lora
   )
-  # The reference is kept only where it is needed; it must survive the donated state.
-  watched = settings.kl_weight or config.kl_every
-  ref_params = (base or jax.tree.map(jnp.copy, params)) if watched else None
+  # The reference is kept only where it is needed; it must survive the donated state. New adapters
+  # change nothing yet: the base itself is the policy of the start.
+  ref_params = None
+  if settings.kl_weight or config.kl_every:
+    new = config.lora and not config.init_adapter
+    ref_params = base if new else with_adapters(jax.tree.map(jnp.copy, params), base, config.lora)
   setup = Setup(
     data,
     decoder,
@@ -387,22 +409,33 @@ def take_step(
     num_tasks=len(data.tasks),
     prompts_per_step=config.prompts_per_step,
     seed=config.seed,
-  )
-  tasks = [data.tasks[i] for i in chosen]
-  padded = pad_to_bucket([data.prompts[i] for i in chosen], settings.sampling.pad_id)
-  prompts = jax.device_put(padded, batch_sharding(setup.mesh))
+  ).tolist()
+  prompts = _prompts_of(setup, chosen)
   learning_rate = float(setup.schedule(steps_taken(state.opt_state)))  # of the first of its updates
-  record = StepRecord(step, tasks, times={"ready": time.perf_counter()})
+  record, began = StepRecord(step), time.perf_counter()
+
+  def draw(state, prompts, numbers):
+    tasks = [data.tasks[i] for i in numbers]
+    with record.timed("sample"):
+      rollout = _collected(setup, state, prompts, numbers)
+      drawn = hosts.fetch(rollout)
+    check()
+    with record.timed("reward"):
+      decode = lambda ids: completion_text(data.tokenizer, ids, data.stop_ids)
+      groups = Groups(tasks, drawn, score_rollout(drawn, tasks, reward, decode))
+    check()
+    return rollout, groups
 
   def collect(state, prompts):
-    rollout = setup.sample(state.params, setup.base, prompts, step_key(state))
-    record.drawn = hosts.fetch(rollout)
-    record.times["sampled"] = time.perf_counter()
-    check()
-    decode = lambda ids: completion_text(data.tokenizer, ids, data.stop_ids)
-    record.scored = score_rollout(record.drawn, tasks, reward, decode)
-    record.times["scored"] = time.perf_counter()
-    check()
+    rollout, groups = draw(state, prompts, chosen)
+    if settings.dynamic_rounds:
+      order = fresh_order(step, num_tasks=len(data.tasks), seed=config.seed, without=chosen)
+      again = lambda fresh, first: draw(state, _prompts_of(setup, fresh, first), fresh)[1]
+      groups, record.resampled = replace_idle(
+        groups, order, again, rounds=settings.dynamic_rounds, parts=batch_parts(setup.mesh)
+      )
+      rollout = jax.device_put(groups.drawn, batch_sharding(setup.mesh))
+    record.tasks, record.drawn, record.scored = groups
     longest = int(record.drawn.completion_mask.sum(-1).max())
     return cut_to_bucket(rollout, longest), record.scored.rewards
 
@@ -418,12 +451,29 @@ def take_step(
   if config.kl_every and not settings.kl_weight and step % config.kl_every == 0:
     found["kl"] = kl_to_reference(rollout, score_reference(rollout))
   record.metrics = {name: float(value) for name, value in found.items()}
-  record.times["updated"] = time.perf_counter()
-  record.shape = (prompts.tokens.shape[1], rollout.tokens.shape[2])
+  record.seconds["update"] = time.perf_counter() - began - sum(record.seconds.values())
+  record.shape = (rollout.prompts.tokens.shape[1], rollout.tokens.shape[2])
   record.advantages = np.asarray(advantages_of(rewards, settings))
   record.metrics |= rollout_metrics(record, settings.sampling.max_tokens, data.stop_ids)
   record.metrics["learning_rate"] = learning_rate
   return state, record
+
+
+def _prompts_of(setup: Setup, chosen: Sequence[int], first: int = 0) -> Prompts:
+  """The prompts of some tasks, on the devices, their places in the step counted from `first`."""
+  data, pad_id = setup.data, setup.settings.sampling.pad_id
+  padded = pad_to_bucket([data.prompts[i] for i in chosen], pad_id)
+  padded = dataclasses.replace(padded, index=padded.index + np.int32(first))
+  return jax.device_put(padded, batch_sharding(setup.mesh))
+
+
+def _collected(setup: Setup, state: TrainState, prompts: Prompts, chosen: Sequence[int]) -> Rollout:
+  """What there is to learn from: the tasks' demonstrations, or samples of the policy."""
+  if setup.settings.technique == "grpo":
+    return setup.sample(state.params, setup.base, prompts, step_key(state))
+  answers = [setup.data.demonstrations[i] for i in chosen]
+  rollout = demonstration_rollout(prompts, answers, setup.settings.sampling)
+  return jax.device_put(rollout, batch_sharding(setup.mesh))
 
 
 def check_same_run(run_dir: Path, data: Data) -> None:
@@ -495,7 +545,9 @@ def evaluation_settings(record: Mapping[str, Any], split: str) -> dict[str, Any]
   """
   reward, judge = record["reward_config"], record["reward_config"]["judge"]
   pick = lambda values, *names: {name: values[name] for name in names}
+  started = ["init_adapter_sha256"] if record["init_adapter_sha256"] else []
   return {
+    **pick(record, *started),
     **pick(record, "model_sha256", "reward", "max_prompt_tokens", "seed", "dtype"),
     **pick(record, "template_date", "plain_user_text"),
     **pick(reward, "parse", "weights", "on_error", "time_limit"),
@@ -568,14 +620,15 @@ def _write_step(run_dir: Path, record: StepRecord) -> None:
 
 def _times(record: StepRecord, began: float) -> dict[str, float]:
   """Seconds by phase and tokens a second of a step that began then and ends now."""
-  times, ended = record.times, time.perf_counter()
-  return {
-    "seconds/sample": times["sampled"] - times["ready"],
-    "seconds/reward": times["scored"] - times["sampled"],
-    "seconds/update": times["updated"] - times["scored"],
-    "seconds/other": (times["ready"] - began) + (ended - times["updated"]),
-    "step_time": ended - began,
-    "tokens_per_second": record.metrics["tokens"] / (ended - began),
+  total = time.perf_counter() - began
+  times = {f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()}
+  times["seconds/other"] = total - sum(record.seconds.values())
+  if record.resampled:
+    useful = (1 - record.metrics["frac_reward_zero_std"]) * len(record.tasks)
+    times["dynamic/useful_groups_per_second"] = useful / total
+  return times | {
+    "step_time": total,
+    "tokens_per_second": record.metrics["tokens"] / total,
   }
 
 
@@ -686,16 +739,41 @@ def _dtype(config: RunConfig) -> ComputeDtype:
   return known[hosts.from_first(known.index(own))]  # which may be the only one to see the record
 
 
-def _check_lengths(split: str, lengths: Sequence[int], limit: int) -> None:
-  """Refuses prompts over the limit before any work."""
+def _lora_of_start(config: RunConfig) -> dict[str, Any]:
+  """Rank, alpha and targets of the adapters that a run starts from, as settings.
+
+  Raises:
+    ValueError: others are set.
+  """
+  if not config.init_adapter:
+    return {}
+  _, own = load_adapters(config.init_adapter, load_config(config.model))
+  found = {
+    "lora_rank": own.rank,
+    "lora_alpha": float(own.alpha),
+    "lora_targets": ",".join(own.targets),
+  }
+  if not (given := config.lora):
+    return found
+  if dataclasses.replace(given, targets=own.targets) != own or {*given.targets} != {*own.targets}:
+    has = " ".join(f"--{name}={value}" for name, value in found.items())
+    raise ValueError(
+      f"--init_adapter={config.init_adapter} has {has}, which differs from the flags that are "
+      "given; leave --lora_rank, --lora_alpha and --lora_targets out to take what it has"
+    )
+  return {}
+
+
+def _check_lengths(split: str, what: str, lengths: Sequence[int], limit: int) -> None:
+  """Refuses prompts, or demonstrated completions, over the limit before any work."""
   if min(lengths) > limit:
     raise ValueError(
-      f"--max_prompt_tokens={limit} is below the shortest prompt of {split}, which has "
+      f"--max_{what}_tokens={limit} is below the shortest {what} of {split}, which has "
       f"{min(lengths)} tokens"
     )
   if max(lengths) > limit:
     over = sum(length > limit for length in lengths)
     raise ValueError(
-      f"{over} of {len(lengths)} prompts of {split} are longer than --max_prompt_tokens={limit}"
+      f"{over} of {len(lengths)} {what}s of {split} are longer than --max_{what}_tokens={limit}"
       f" (the longest has {max(lengths)} tokens); raise it or leave those tasks out"
     )

@@ -103,6 +103,7 @@ def another(one):
 
 def test_every_flag_arrives_in_the_field_that_it_was_made_from(command):
   every = settings_of(RunConfig)
+  del every["technique"]  # its other value, sft, refuses many of the others': tested below
   given = {name: another(one) for name, one in every.items()}
   command(RunConfig, *(f"--{name}={text}" for name, (text, _) in given.items()))
   config = command_line.read(RunConfig)
@@ -113,6 +114,21 @@ def test_every_flag_arrives_in_the_field_that_it_was_made_from(command):
     assert value == given[name][1], name
     assert value != one.default or len(one.choices) == 1, name
   assert config.reward_config.group_size == config.grpo.sampling.group_size == 16
+
+
+@pytest.mark.parametrize(
+  "text", ["temperature=0.5", "kl_weight=0.1", "clip_high=0.3", "kl_every=1", "normalise=batch"]
+)
+def test_what_is_about_samples_is_refused_where_there_are_none(command, text):
+  command(RunConfig, "--technique=sft", "--group_size=1", "--minibatches=2", "--run_dir=x")
+  config = command_line.read(RunConfig)
+  assert config.technique == config.grpo.technique == "sft"
+  assert "8 prompts x 1 demonstration = 8 completions" in config.plan()
+  command(RunConfig, "--technique=sft", f"--{text}", "--run_dir=x")
+  with pytest.raises(
+    ValueError, match=rf"--{text.split('=')[0]}.* of which --technique=sft has none"
+  ):
+    command_line.read(RunConfig)
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_fields(command):

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from grpo_jax import losses
+from grpo_jax.grpo import GRPOConfig, make_batch, policy_gradient
 from grpo_jax.models import forward
-from grpo_jax.sft import SFTBatch, SFTConfig, make_sft_step, sft_loss, sft_optimizer
+from grpo_jax.sampling import SamplingConfig
+from grpo_jax.sft import (
+  SFTBatch,
+  SFTConfig,
+  demonstration_rollout,
+  make_sft_step,
+  sft_loss,
+  sft_optimizer,
+)
+from grpo_jax.types import Prompts
 
 loss_of = jax.jit(sft_loss, static_argnums=0)
 whole = jax.jit(forward, static_argnums=0)
@@ -150,3 +163,62 @@ def test_stacked_norms_and_biases_do_not_decay(tiny):
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]:
     assert np.any(leaf) == (path[-1].key in ("kernel", "embedding")), path
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tiny):
+  """Four prompts with one demonstration each, and what a step makes of them."""
+  rng = np.random.default_rng(0)
+  mask = np.arange(7) >= 7 - np.array([3, 7, 5, 1])[:, None]
+  prompts = Prompts(rng.integers(0, 67, (4, 7)).astype(np.int32), mask, np.arange(4))
+  answers = [rng.integers(0, 67, length).tolist() for length in (1, 5, 2, 6)]
+  rollout = demonstration_rollout(prompts, answers, SETTINGS.sampling)
+  # No group of one has a spread, and no reward is looked at.
+  return answers, make_batch(rollout, np.float32([[1], [0], [1], [0]]), None, SETTINGS)
+
+
+SETTINGS = GRPOConfig(SamplingConfig(8, 6, pad_id=1), technique="sft", aggregation="token")
+gradient = jax.jit(policy_gradient, static_argnames=("config", "settings"))
+
+
+def test_the_step_s_gradient_is_that_of_the_mean_nll(tiny, demonstrated):
+  config, params = tiny
+  answers, batch = demonstrated
+  prompts = batch.rollout.prompts
+
+  def mean_nll(params):
+    found = []
+    for p, answer in enumerate(answers):
+      tokens = np.concatenate([prompts.tokens[p], answer])[None]
+      seen = np.concatenate([prompts.mask[p], np.ones(len(answer), bool)])[None]
+      table = jax.nn.log_softmax(forward(config, params, tokens, seen)[0, 6:-1])
+      found.append(-table[np.arange(len(answer)), np.array(answer)])
+    return jnp.concatenate(found).mean()
+
+  wanted, by_hand = jax.jit(jax.value_and_grad(mean_nll))(params)
+  for micro in (0, 1, 2):  # in one piece and in several
+    settings = dataclasses.replace(SETTINGS, micro_batch_prompts=micro)
+    found, metrics = gradient(params, batch, config=config, settings=settings)
+    assert float(metrics["loss"]) == pytest.approx(float(wanted), abs=1e-5)
+    assert float(metrics["nll"]) == pytest.approx(float(wanted), abs=1e-5)
+    assert 0 <= float(metrics["accuracy"]) < 1 and float(metrics["entropy"]) > 0
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), found, by_hand
+    )
+  assert set(metrics) == {"loss", "nll", "accuracy", "entropy"}
+
+
+def test_each_demonstration_counts_alike_where_that_is_set(demonstrated):
+  _, batch = demonstrated
+  by_row = make_batch(
+    batch.rollout, np.zeros((4, 1)), None, dataclasses.replace(SETTINGS, aggregation="sequence")
+  )
+  np.testing.assert_allclose(by_row.token_weights.sum((1, 2)), 0.25)
+  np.testing.assert_allclose(batch.token_weights.sum((1, 2)), np.array([1, 5, 2, 6]) / 14)
+
+
+def test_a_padded_token_may_hold_anything(demonstrated):
+  _, batch = demonstrated
+  logp = jnp.where(batch.rollout.loss_mask, -1.0, jnp.nan)
+  found = losses.nll(logp, logp, batch.advantages, batch.rollout.loss_mask)
+  np.testing.assert_array_equal(found, batch.rollout.loss_mask.astype(np.float32))

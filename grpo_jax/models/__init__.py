@@ -12,6 +12,7 @@ from grpo_jax.models.kv_cache import PromptCache, empty_completion_cache
 from grpo_jax.models.logprobs import TokenLogprobs, completion_logprobs, token_logprobs
 from grpo_jax.models.lora import (
   LoraConfig,
+  adapter_sha256,
   attach,
   init_adapters,
   load_adapters,
@@ -39,6 +40,7 @@ __all__ = [
   "PromptCache",
   "Remat",
   "TokenLogprobs",
+  "adapter_sha256",
   "attach",
   "completion_logprobs",
   "config_named",

@@ -11,6 +11,7 @@ On disk they have PEFT's format, which `peft` and vLLM load (https://huggingface
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,3 +219,11 @@ def load_adapters(folder: str | Path, config: DecoderConfig) -> tuple[Params, Lo
         value[layer] = file.rows(name, 0, half.stored_shape[0]).T
     adapters.setdefault(half.path[1], {})[half.path[2]] = jax.device_put(value)
   return {"layers": adapters}, LoraConfig(said["r"], said["lora_alpha"], targets)
+
+
+def adapter_sha256(folder: str | Path) -> str:
+  """A SHA-256 over the two files of adapters in PEFT's format."""
+  digest = hashlib.sha256()
+  for name in (CONFIG_FILE, WEIGHTS_FILE):
+    digest.update((Path(folder).expanduser() / name).read_bytes())
+  return digest.hexdigest()

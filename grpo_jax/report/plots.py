@@ -230,6 +230,10 @@ _PICTURES: tuple[tuple[Plot, str, Draw, tuple[float, float | None] | None], ...]
     "entropy, nats a token", _lines({"entropy": ""}), (0, None),
   ),
   (
+    Plot("nll.png", "Negative log-likelihood of the demonstrations."),
+    "nats a token", _lines({"nll": ""}), (0, None),
+  ),
+  (
     Plot("kl.png", "KL divergence from the policy that training started from."),
     "KL to the start, nats a token", _lines({"kl": ""}), None,
   ),

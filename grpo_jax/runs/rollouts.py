@@ -1,12 +1,14 @@
 """The completions of a step: scoring, metrics and the JSONL record."""
 
+import contextlib
 import dataclasses
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,29 +39,69 @@ class ScoredRollout:
   first_failure: str
 
 
+class Groups(NamedTuple):
+  """Groups of candidates with what they were asked and what they are worth.
+
+  Attributes:
+    tasks: P of them.
+    drawn: the completions as NumPy arrays, [P, G, T], uncut.
+    scored: their texts and rewards.
+  """
+
+  tasks: Sequence[ToolTask]
+  drawn: Rollout
+  scored: ScoredRollout
+
+
+class Resampled(NamedTuple):
+  """What dynamic sampling did in a step.
+
+  Attributes:
+    rounds: [P] int, the round that sampled each group, 0 the step's own.
+    metrics: of all groups that were sampled, those among them that were discarded.
+  """
+
+  rounds: np.ndarray
+  metrics: Mapping[str, float]
+
+  def of_group(self, place: int) -> dict[str, int]:
+    """The record of one group: its round, and how many groups the whole step discarded."""
+    discarded = int(self.metrics["dynamic/discarded"])
+    return {"round": int(self.rounds[place]), "discarded": discarded}
+
+
 @dataclass
 class StepRecord:
   """What is logged and recorded of a training step; filled in while it runs.
 
   Attributes:
     step: its number, from 0.
-    tasks: P of them.
-    times: seconds of `time.perf_counter` when it was `ready`, `sampled`, `scored` and `updated`.
+    tasks: P of them, those that were trained on.
     drawn: the completions as NumPy arrays, [P, G, T], uncut.
     scored: their texts and rewards.
+    resampled: how dynamic sampling came to them; None without it.
+    seconds: by phase: `sample`, `reward` and `update`.
     advantages: [P, G] float32.
     metrics: of the update and the completions.
     shape: S and T that the step's programs were compiled for.
   """
 
   step: int
-  tasks: Sequence[ToolTask]
-  times: dict[str, float]
+  tasks: Sequence[ToolTask] = field(init=False)
   drawn: Rollout = field(init=False)
   scored: ScoredRollout = field(init=False)
+  resampled: Resampled | None = None
+  seconds: dict[str, float] = field(default_factory=dict)
   advantages: np.ndarray = field(init=False)
   metrics: dict[str, float] = field(default_factory=dict)
   shape: tuple[int, int] = (0, 0)
+
+  @contextlib.contextmanager
+  def timed(self, phase: str) -> Iterator[None]:
+    """Adds what passes meanwhile to the seconds of a phase."""
+    began = time.perf_counter()
+    yield
+    self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 def score_rollout(
@@ -111,14 +153,15 @@ def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> 
   lengths = np.asarray(record.drawn.completion_mask).sum(-1)
   metrics = {
     "reward": float(rewards.mean()),
-    "reward_std": float(rewards.std(axis=1).mean()),
-    "frac_reward_zero_std": float(share_without_spread(rewards)),
     "completions/mean_length": float(lengths.mean()),
     "completions/min_length": float(lengths.min()),
     "completions/max_length": float(lengths.max()),
     "completions/clipped_ratio": float(reached_limit(record.drawn, limit, stop_ids).mean()),
     "tokens": int(lengths.sum()),
   }
+  if rewards.shape[1] > 1:  # one demonstration has no spread to speak of
+    metrics["reward_std"] = float(rewards.std(axis=1).mean())
+    metrics["frac_reward_zero_std"] = float(share_without_spread(rewards))
   parts = sorted({name for found in breakdowns for name in found.parts})
   for name in parts:
     values = np.asarray([found.parts[name] for found in breakdowns if name in found.parts])
@@ -127,7 +170,8 @@ def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> 
   shown = [found.shown for found in breakdowns]
   for behavior in BEHAVIORS:
     metrics[f"shown/{behavior}"] = shown.count(behavior) / len(shown)
-  return {**metrics, **record.scored.failures}
+  resampled = record.resampled.metrics if record.resampled else {}
+  return {**metrics, **record.scored.failures, **resampled}
 
 
 def reached_limit(drawn: Rollout, limit: int, stop_ids: Sequence[int]) -> np.ndarray:
@@ -156,6 +200,7 @@ def rollout_rows(record: StepRecord) -> list[dict[str, Any]]:
         "parts": [dict(b.parts) for b in found],
         "errors": [b.error for b in found],
         "advantages": record.advantages[p].round(6).tolist(),
+        **(record.resampled.of_group(p) if record.resampled else {}),
       }
     )
   return rows

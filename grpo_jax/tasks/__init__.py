@@ -8,6 +8,7 @@ from grpo_jax.tasks.chat import (
   render_text,
   supports_tools,
 )
+from grpo_jax.tasks.demonstrations import demonstrate
 from grpo_jax.tasks.jsonl import DataError, data_sha256, load_tasks, write_jsonl
 from grpo_jax.tasks.schema import BEHAVIORS, ToolCall, ToolSpec, ToolTask
 from grpo_jax.tasks.summary import data_summary

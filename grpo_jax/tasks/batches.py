@@ -1,6 +1,6 @@
 """Which tasks a step trains on, and how their prompts become arrays. Pure functions, numpy only."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -35,8 +35,24 @@ def batch_at(step: int, *, num_tasks: int, prompts_per_step: int, seed: int) -> 
   indices = np.empty_like(positions)
   for epoch in np.unique(epochs):
     inside = epochs == epoch
-    indices[inside] = _epoch_order(seed, int(epoch), num_tasks)[offsets[inside]]
+    indices[inside] = _shuffled((seed, int(epoch)), num_tasks)[offsets[inside]]
   return indices
+
+
+def fresh_order(
+  step: int, *, num_tasks: int, seed: int, without: Collection[int] = ()
+) -> list[int]:
+  """An order of the tasks that a step does not train on: a pure function of (seed, step) as well.
+
+  Args:
+    step: of training, from 0.
+    num_tasks: tasks in the data.
+    seed: of the data order.
+    without: the step's own tasks.
+  """
+  order = _shuffled((seed, step, 1), num_tasks)  # the third number tells it from an epoch's
+  own = set(without)
+  return [int(i) for i in order if i not in own]
 
 
 def pad_prompts(
@@ -77,6 +93,6 @@ def bucket_length(n: int, buckets: Sequence[int]) -> int:
   return min(fitting)
 
 
-def _epoch_order(seed: int, epoch: int, num_tasks: int) -> np.ndarray:
-  bits = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(num_tasks)
+def _shuffled(entropy: tuple[int, ...], num_tasks: int) -> np.ndarray:
+  bits = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(num_tasks)
   return np.argsort(bits, kind="stable")

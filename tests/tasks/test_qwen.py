@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plain_text import assert_plain_text_changes_nothing_else
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from grpo_jax.tasks import load_tokenizer, render, render_text, stop_token_ids
+from grpo_jax.tasks import demonstrate, load_tokenizer, render, render_text, stop_token_ids
 from grpo_jax.tasks.schema import ToolTask
 
 TEMPLATE = Path(__file__).parents[2] / "grpo_jax/assets/tiny/chat_template.jinja"
@@ -225,3 +225,41 @@ def test_a_user_opens_no_system_message(tokenizer):
   ids = render(tokenizer, task, plain_user_text=True)
   assert starts(ids) == 3
   assert tokenizer.decode(ids) == render_text(tokenizer, task)
+
+
+def _answered(tokenizer, folder, truth, tools=None, system=None):
+  """The demonstration of a ground truth as text; behind the prompt it is the whole conversation."""
+  user = {"role": "user", "content": "Weather in Zürich and in Rome?"}
+  row = {
+    "prompt": [{"role": "system", "content": system}, user] if system else [user],
+    "reward_model": {"ground_truth": truth},
+  }
+  task = ToolTask.from_row(row | ({"tools": tools} if tools else {}))
+  prompt = render(tokenizer, task)
+  ids = demonstrate(tokenizer, task, prompt, stop_token_ids(tokenizer, folder))
+  calls = [{"type": "function", "function": call.to_json()} for call in task.calls]
+  said = {"content": "", "tool_calls": calls} if tools and calls else {"content": task.answer}
+  whole = tokenizer.apply_chat_template(
+    [*row["prompt"], {"role": "assistant", **said}], tools=tools, return_dict=False
+  )
+  assert prompt + ids + tokenizer("\n")["input_ids"] == whole
+  return tokenizer.decode(ids)
+
+
+def test_demonstrations_are_what_qwen_2_5_writes(tokenizer, folder):
+  calls = [
+    {"name": "get_weather_forecast", "arguments": {"city": city, "days": 2}}
+    for city in ("Zürich", "Rome")
+  ]
+  assert _answered(tokenizer, folder, calls, [WEATHER]) == (
+    '<tool_call>\n{"name": "get_weather_forecast", "arguments": {"city": "Zürich", "days": 2}}\n'
+    "</tool_call>\n"
+    '<tool_call>\n{"name": "get_weather_forecast", "arguments": {"city": "Rome", "days": 2}}\n'
+    "</tool_call><|im_end|>"
+  )
+  # The system message holds the tools and asks for a list.
+  assert _answered(tokenizer, folder, calls, system=f"Tools: {json.dumps(WEATHER)}") == (
+    '[{"name": "get_weather_forecast", "arguments": {"city": "Zürich", "days": 2}}, '
+    '{"name": "get_weather_forecast", "arguments": {"city": "Rome", "days": 2}}]<|im_end|>'
+  )
+  assert _answered(tokenizer, folder, "For which day?", [WEATHER]) == "For which day?<|im_end|>"
