@@ -16,6 +16,7 @@ NEEDED = {
   "export_hf": ["--model=model", "--out=out"],
   "fetch_model": ["--name=smollm2-135m"],
   "replay": ["--run=run", "--step=0"],
+  "reproduce": ["results"],
   "sweep_batch": ["--dry_run"],
   "sweep_reward": ["--dry_run"],
 }
