@@ -5,6 +5,7 @@ TRAIN_ARGS ?=
 FUZZ_SECONDS ?= 60
 BENCHMARK_ARGS ?= --shape=S
 SOAK_ARGS ?=
+SLOW_ARGS ?=
 # What guards the most for the least: rules, losses, settings, and six steps of the embedded policy.
 FAST ?= $(addprefix tests/,rewards tasks report models/test_config.py models/test_parameters.py \
   models/test_rope.py test_advantages.py test_alarms.py test_architecture.py test_config.py \
@@ -54,8 +55,8 @@ lint: $(STAMP)-dev ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(STAMP)-test ## run the tests that fetch and run a real pretrained model
-	$(BIN)/python -m pytest -m slow
+test-slow: $(STAMP)-test ## run the tests that fetch and run real pretrained models
+	$(BIN)/python -m pytest -m slow $(SLOW_ARGS)
 
 fuzz: $(STAMP)-fuzz ## fuzz the parser and the rewards for a minute
 	$(BIN)/python tests/rewards/fuzz_rewards.py -max_total_time=$(FUZZ_SECONDS)

@@ -28,7 +28,7 @@ from grpo_jax.files.redaction import without_secrets
 from grpo_jax.losses import LOSSES, AdvantageScale, Aggregation
 from grpo_jax.models import LoraConfig, Remat, adapter_sha256
 from grpo_jax.rewards import RewardConfig, reward_files
-from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit
+from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit, processor_and_cores
 from grpo_jax.runs.trackers import TRACKERS
 from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
@@ -407,6 +407,7 @@ def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, A
     "python": sys.version.split()[0],
     "packages": {name: importlib.metadata.version(name) for name in packages},
     "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    "processor": processor_and_cores(),
   }
 
 

@@ -20,7 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).st
 # Workers take whole files: what takes long must not come last.
 LONGEST = (
   "test_hosts.py", "test_interruptions.py", "test_sweeps.py", "test_sampling.py", "test_digest.py",
-  "test_lora_run.py", "test_version_0_1.py", "test_benchmark.py", "test_sharding.py",
+  "test_lora_run.py", "test_results.py", "test_version_0_1.py", "test_benchmark.py",
+  "test_sharding.py",
   "test_evaluate.py", "test_refusals.py", "test_chat.py", "test_grpo.py", "test_growth.py",
   "test_training.py", "test_plan.py", "test_bad_steps.py", "test_replay.py", "test_damage.py",
 )  # fmt: skip

@@ -25,6 +25,7 @@ FLOORS = (
   {"planner", "benchmarking"},
   {"train", "sweeps"},
   {"replay", "command_line"},
+  {"results"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"files", "settings", "tasks", "rewards", "report"}

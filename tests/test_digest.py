@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from as_users_do import called_as_users_do
 
 from grpo_jax.config import GRPOConfig, RunConfig, SamplingConfig
 from grpo_jax.rewards import load_reward
+from grpo_jax.runs.installation import processor
 from grpo_jax.train import read_data, set_up, take_step
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -58,12 +58,7 @@ def digest() -> dict:
 
 def machine() -> str:
   """What the last bits depend on: the processor and the compiler."""
-  cpu = Path("/proc/cpuinfo")
-  lines = cpu.read_text().splitlines() if cpu.exists() else []
-  model = {
-    line.partition(":")[2].strip() for line in lines if line.startswith(("model", "cpu fam"))
-  }
-  return f"{' '.join(sorted(model)) or platform.processor()}, jaxlib {jaxlib.__version__}"
+  return f"{processor()}, jaxlib {jaxlib.__version__}"
 
 
 def test_six_steps_give_the_numbers_that_they_gave():

@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grpo_jax.files import hub
+from grpo_jax.files.atomic import write_json
 from grpo_jax.models.checkpoint import check_tensors, open_weights, read_json
 from grpo_jax.models.compute_dtype import compute_dtype
 from grpo_jax.models.config import DecoderConfig, Dtype, token_ids
@@ -196,9 +197,9 @@ def save_pretrained(
     where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(_nbytes(stored[tensor]) for tensor in stored)
     names.append("model.safetensors.index.json")
-    _write_json(folder / names[-1], {"metadata": {"total_size": total}, "weight_map": where})
+    write_json(folder / names[-1], {"metadata": {"total_size": total}, "weight_map": where})
   _remove_other_weights(folder, names)
-  _write_configs(config, str(stored["model.norm.weight"][1]), folder)
+  write_configs(config, str(stored["model.norm.weight"][1]), folder)
   if tokenizer is not None:
     _write_tokenizer(tokenizer, folder)
 
@@ -305,15 +306,22 @@ def _remove_other_weights(folder: Path, names: list[str]) -> None:
         path.unlink()
 
 
-def _write_configs(config: DecoderConfig, dtype: str, folder: Path) -> None:
+def write_configs(config: DecoderConfig, dtype: str, folder: Path) -> None:
+  """Writes `config.json` and `generation_config.json`.
+
+  Args:
+    config: the decoder's config.
+    dtype: of the weights beside them.
+    folder: of the checkpoint.
+  """
   hf = config.to_hf()
-  _write_json(folder / "config.json", {**hf, "torch_dtype": dtype})
+  write_json(folder / "config.json", {**hf, "torch_dtype": dtype})
   generation = json.loads(config.generation_json) if config.generation_json else {}
   for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
     # What the checkpoint's own file said wins, but stop tokens may have been changed since.
     if hf[key] is not None and (key == "eos_token_id" or key not in generation):
       generation[key] = hf[key]
-  _write_json(folder / "generation_config.json", generation)
+  write_json(folder / "generation_config.json", generation)
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -328,8 +336,4 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
   if isinstance(config.get("extra_special_tokens"), list):
     config["additional_special_tokens"] = config.pop("extra_special_tokens")
-  _write_json(path, config)
-
-
-def _write_json(path: Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  write_json(path, config)

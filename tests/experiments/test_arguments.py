@@ -14,7 +14,9 @@ SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
 NEEDED = {
   "check_reward": ["--data=tasks.jsonl"],
   "export_hf": ["--model=model", "--out=out"],
+  "fetch_model": ["--name=smollm2-135m"],
   "replay": ["--run=run", "--step=0"],
+  "reproduce": ["results"],
   "sweep_batch": ["--dry_run"],
   "sweep_reward": ["--dry_run"],
 }
