@@ -40,6 +40,8 @@ def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     completions = completions.with_name("completions.jsonl")
   lines = completions.read_text(encoding="utf-8").split("\n")  # splitlines would split texts, too
   rows = [json.loads(line) for line in lines if line]
+  if "categories" in summary:  # an interrupted evaluation may have rows of one more
+    rows = [row for row in rows if row["category"] in summary["categories"]]
   if not belong_together(summary, rows):
     raise ValueError(f"{completions} does not hold the completions of {scores}: evaluate again")
   return summary, rows
