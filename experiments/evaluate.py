@@ -87,6 +87,7 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
     if FLAGS.adapter:
       params = attach(params, *load_adapters(FLAGS.adapter, config))
+    print(f"{len(tasks)} tasks, computed in {config.dtype}\n", flush=True)
     summary, rows = evaluate(
       config,
       params,
@@ -103,8 +104,12 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
       date=date,
       plain_user_text=FLAGS.plain_user_text,
     )
-    rendered = {"template_date": date, "plain_user_text": FLAGS.plain_user_text}
-    return summary | rendered, rows
+    how = {
+      "template_date": date,
+      "plain_user_text": FLAGS.plain_user_text,
+      "dtype": config.dtype,
+    }
+    return summary | how, rows
 
 
 if __name__ == "__main__":
