@@ -139,6 +139,7 @@ def converse(path: str, tools: Sequence[ToolSpec]) -> None:
   config, params = models.load_pretrained(path, dtype=FLAGS.dtype)
   if FLAGS.adapter:
     params = models.attach(params, *models.load_adapters(FLAGS.adapter, config))
+  print(f"computed in {config.dtype}", file=sys.stderr)  # the conversation alone is the output
   tokenizer = load_tokenizer(path)
   sampling = dataclasses.replace(
     command_line.read(SamplingConfig, group_size=1),

@@ -383,6 +383,12 @@ def recorded(run_dir: str | Path, name: str) -> str:
     return ""
 
 
+def template_day(told: str, run_dir: str | Path) -> str:
+  """The day that templates show: as told, else as the run began with it, else today."""
+  day = check_date(told) if told else recorded(run_dir, "template_date")
+  return day or datetime.date.today().isoformat()
+
+
 def run_record(config: RunConfig, data_sha256: Mapping[str, str]) -> dict[str, Any]:
   """Everything that config.json says about a run; no keys, tokens and passwords.
 

@@ -35,6 +35,7 @@ from grpo_jax.config import (
   changed_settings,
   recorded,
   run_record,
+  template_day,
 )
 from grpo_jax.evaluate import evaluate
 from grpo_jax.files.atomic import disk_is_full, write_text
@@ -725,9 +726,8 @@ def _bad_in_a_row(lines: Sequence[Mapping[str, float]]) -> int:
 
 
 def _template_date(config: RunConfig) -> str:
-  """The day that templates show: as it is set, else as the run began with it, else today."""
-  told = config.template_date or recorded(config.run_dir, "template_date")
-  day = datetime.date.fromisoformat(told) if told else datetime.date.today()
+  """The day that templates show, the same on every host."""
+  day = datetime.date.fromisoformat(template_day(config.template_date, config.run_dir))
   return datetime.date.fromordinal(hosts.from_first(day.toordinal())).isoformat()
 
 

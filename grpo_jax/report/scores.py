@@ -133,7 +133,28 @@ def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> l
   return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
-def bootstrap_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+def stratified_mean(
+  strata: Sequence[np.ndarray], weights: Sequence[float], seed: int, resamples: int = 2000
+) -> tuple[np.ndarray, np.ndarray]:
+  """A weighted mean of the means of several strata, and its bootstrap: each resampled by itself.
+
+  Args:
+    strata: float [N] or [N, C] each; columns are resampled together.
+    weights: one for each stratum; they need not sum to 1.
+    seed: of the bootstrap.
+    resamples: bootstrap resamples.
+
+  Returns:
+    The mean, [] or [C], and those of the resamples, [resamples] or [resamples, C].
+  """
+  shares = np.array(weights, np.float64) / sum(weights)
+  # A seed for each: strata of one size would be resampled alike.
+  resampled = [bootstrap_means(values, (seed, i), resamples) for i, values in enumerate(strata)]
+  added = lambda means: sum(share * mean for share, mean in zip(shares, means, strict=True))
+  return added([values.mean(axis=0) for values in strata]), added(resampled)
+
+
+def bootstrap_means(values: np.ndarray, seed: int | Sequence[int], resamples: int) -> np.ndarray:
   """The means of `resamples` resamples with replacement.
 
   Args:
@@ -193,13 +214,22 @@ def _task_means(rows: Iterable[Mapping[str, Any]]) -> tuple[list[tuple[str, str]
 
 def _paired(base: np.ndarray, final: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
   means = bootstrap_means(np.stack([base, final], axis=1), seed, resamples)
-  base_mean, final_mean = float(base.mean()), float(final.mean())
+  return {"n": len(base), **gain_of([base.mean(), final.mean()], means)}
+
+
+def gain_of(mean: Sequence[float] | np.ndarray, means: np.ndarray) -> dict[str, Any]:
+  """What changed from before to after, as `compare` says it, `n` aside.
+
+  Args:
+    mean: [2], before and after.
+    means: [resamples, 2], those of resamples in pairs.
+  """
+  base_mean, final_mean = map(float, mean)
   gain, gain_ci95 = None, None
   if base_mean > 0 and (means[:, 0] > 0).all():
     gain = final_mean / base_mean - 1
     gain_ci95 = interval95(means[:, 1] / means[:, 0] - 1)
   return {
-    "n": len(base),
     "base_mean": base_mean,
     "final_mean": final_mean,
     "difference": final_mean - base_mean,

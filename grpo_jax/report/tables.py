@@ -15,7 +15,7 @@ def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Row, list[Ro
     summaries: by split, what `scores.summarize` returns.
   """
   rows: list[Row] = [
-    (split, label, str(found["n"]), _mean_text(found))
+    (split, label, str(found["n"]), mean_text(found))
     for split, summary in summaries.items()
     for label, found in means_of(summary).items()
   ]
@@ -44,7 +44,7 @@ def gain_rows(
     compared = comparisons.get(split, {})
     compared = {"all": compared, **compared.get("by_behavior", {})}
     for label in (label for label in before if label in after):
-      means = (_mean_text(found[label]) for found in (before, after))
+      means = (mean_text(found[label]) for found in (before, after))
       difference = compared.get(label, {})
       gains = interval_text(difference, "difference", "+.3f"), gain_text(difference)
       rows.append((split, label, str(before[label]["n"]), *means, *gains))
@@ -101,5 +101,6 @@ def gain_text(compared: Mapping[str, Any]) -> str:
   return interval_text(compared, "relative_gain", "+.0%")
 
 
-def _mean_text(found: Mapping[str, Any]) -> str:
+def mean_text(found: Mapping[str, Any]) -> str:
+  """A mean of `scores.summarize` with its interval."""
   return f"{found['mean']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]"

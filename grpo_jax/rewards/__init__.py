@@ -2,6 +2,7 @@
 
 from grpo_jax.rewards.batch import BuiltInReward, Reward
 from grpo_jax.rewards.breakdown import ERRORS, RewardBreakdown, RewardWeights
+from grpo_jax.rewards.call_accuracy import CallAccuracy
 from grpo_jax.rewards.combine import CombinedReward
 from grpo_jax.rewards.custom import CustomReward
 from grpo_jax.rewards.judge import JudgeConfig, JudgeReward

@@ -167,6 +167,7 @@ def test_a_conversation_can_be_started_over(model, parts):
     "\n" + first + "\n"
   )  # the second answer saw the first turn, this one did not
   assert not rest.startswith(first)
+  assert "computed in float32" in done.stderr.splitlines()
 
 
 VERDICT = """

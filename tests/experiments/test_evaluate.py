@@ -64,6 +64,8 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   assert [row["id"] for row in rows] == [f"unseen-{i:04d}" for i in range(8)]
   assert {"id", "prompt", "completion", "reward", "error"} <= set(rows[0])
   assert str(folder / "tasks.jsonl") in first.stdout
+  assert first.stdout.startswith("8 tasks, computed in float32\n")
+  assert summary["dtype"] == "float32"  # what `auto` is for a small model
 
   # The earlier one is read, not made again: a better "before" shows as a loss.
   (folder / "better").mkdir()
@@ -72,10 +74,12 @@ def test_script_scores_a_policy_and_compares_it_with_an_earlier_evaluation(folde
   better = [row | {"reward": 1.0, "completion": "one\u2028two\u2029three\x85four"} for row in rows]
   write_jsonl(better, folder / "better" / "completions.jsonl")
   compare = f"--compare_with={folder / 'better'}"
-  second = run(folder, data, f"--out={folder / 'second'}", "--limit=8", compare)
+  flags = ("--limit=8", "--dtype=bfloat16", compare)
+  second = run(folder, data, f"--out={folder / 'second'}", *flags)
   assert second.returncode == 0, second.stderr
-  assert (folder / "second" / "eval.json").exists()
-  lost = 1 - summary["reward_mean"]
+  half = json.loads((folder / "second" / "eval.json").read_text())
+  assert half["dtype"] == "bfloat16" and "computed in bfloat16" in second.stdout
+  lost = 1 - half["reward_mean"]
   assert f"-{lost:.3f}" in second.stdout and "relative gain" in second.stdout
 
   other = run(folder, data, f"--out={folder / 'third'}", compare)
