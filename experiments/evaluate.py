@@ -21,7 +21,7 @@ from grpo_jax.files.atomic import write_json
 from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.report.scores import compare, differing_settings
 from grpo_jax.report.tables import as_text, gain_rows, score_rows
-from grpo_jax.rewards import load_reward, reward_files
+from grpo_jax.rewards import RewardConfig, load_reward, reward_files
 from grpo_jax.tasks import load_tokenizer, stop_token_ids
 from grpo_jax.tasks.jsonl import write_jsonl
 from grpo_jax.tasks.sources import read_tasks
@@ -29,8 +29,8 @@ from grpo_jax.tasks.sources import read_tasks
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(
   RunConfig,
-  ["model", "data_seed", "reward", "max_prompt_tokens", "template_date", "plain_user_text", "seed",
-   "dtype"],
+  ["model", "data_seed", "reward", "parse", "max_prompt_tokens", "template_date",
+   "plain_user_text", "seed", "dtype"],
   data="synthetic:unseen",
   max_completion_tokens=96,
   temperature=0.0,
@@ -83,6 +83,7 @@ def scored_by() -> dict[str, Any]:
   files = reward_files(FLAGS.reward)
   return {
     "reward": FLAGS.reward,
+    "parse": FLAGS.parse,
     "reward_sha256": sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
     "max_completion_tokens": FLAGS.max_completion_tokens,
     "plain_user_text": FLAGS.plain_user_text,
@@ -93,7 +94,7 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The summary, and one row a completion."""
   date = template_date()
   tasks = read_tasks(FLAGS.data, FLAGS.data_seed)[: FLAGS.limit or None]
-  with load_reward(FLAGS.reward) as reward:
+  with load_reward(FLAGS.reward, RewardConfig(parse=FLAGS.parse)) as reward:
     tokenizer = load_tokenizer(FLAGS.model)
     stop_ids = stop_token_ids(tokenizer, FLAGS.model)
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)
@@ -135,6 +136,8 @@ def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """
   scores, completions = out_paths(out)
   summary = json.loads(scores.read_text(encoding="utf-8"))
+  if "settings" in summary:
+    summary["settings"] = {"parse": "strict"} | summary["settings"]  # once, there was no other
   if not completions.exists():  # once, all JSON files of a folder shared one file of completions
     completions = completions.with_name("completions.jsonl")
   lines = completions.read_text(encoding="utf-8").split("\n")  # splitlines would split texts, too
