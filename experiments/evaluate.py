@@ -18,15 +18,15 @@ from grpo_jax.models import attach, load_adapters, load_pretrained
 from grpo_jax.report.evaluations import check_comparable, read_evaluation, write_evaluation
 from grpo_jax.report.scores import compare
 from grpo_jax.report.tables import as_text, gain_rows, score_rows
-from grpo_jax.rewards import load_reward, reward_files
+from grpo_jax.rewards import RewardConfig, load_reward, reward_files
 from grpo_jax.tasks import load_tokenizer, stop_token_ids
 from grpo_jax.tasks.sources import read_tasks
 
 FLAGS: Any = flags.FLAGS  # flags have their types at run time only
 command_line.define(
   RunConfig,
-  ["model", "data_seed", "reward", "max_prompt_tokens", "template_date", "plain_user_text", "seed",
-   "dtype"],
+  ["model", "data_seed", "reward", "parse", "max_prompt_tokens", "template_date",
+   "plain_user_text", "seed", "dtype"],
   data="synthetic:unseen",
   max_completion_tokens=96,
   temperature=0.0,
@@ -70,6 +70,7 @@ def scored_by() -> dict[str, Any]:
   files = reward_files(FLAGS.reward)
   return {
     "reward": FLAGS.reward,
+    "parse": FLAGS.parse,
     "reward_sha256": sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
     "max_completion_tokens": FLAGS.max_completion_tokens,
     "plain_user_text": FLAGS.plain_user_text,
@@ -81,7 +82,7 @@ def score_policy() -> tuple[dict[str, Any], list[dict[str, Any]]]:
   # A run folder holds model/ and adapter/.
   date = template_day(FLAGS.template_date, Path(FLAGS.adapter or FLAGS.model).parent)
   tasks = read_tasks(FLAGS.data, FLAGS.data_seed)[: FLAGS.limit or None]
-  with load_reward(FLAGS.reward) as reward:
+  with load_reward(FLAGS.reward, RewardConfig(parse=FLAGS.parse)) as reward:
     tokenizer = load_tokenizer(FLAGS.model)
     stop_ids = stop_token_ids(tokenizer, FLAGS.model)
     config, params = load_pretrained(FLAGS.model, dtype=FLAGS.dtype)

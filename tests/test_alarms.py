@@ -11,7 +11,8 @@ from grpo_jax.runs.alarms import ALARMS, raised
 CALM = {
   "entropy": 0.8, "kl": 0.01, "sampling/sampling_logp_difference/mean": 1e-6,
   "frac_reward_zero_std": 0.3, "completions/mean_length": 20.0, "completions/clipped_ratio": 0.0,
-  "reward": 0.4, "skipped_updates": 0.0,
+  "reward": 0.4, "skipped_updates": 0.0, "calls/wanted": 0.6, "calls/made": 0.5,
+  "calls/unparsed": 0.2,
 }  # fmt: skip
 
 
@@ -43,6 +44,9 @@ def test_a_calm_run_raises_none():
     ("no_variance", {"frac_reward_zero_std": 1.0}, 5),
     ("length_explosion", {"completions/mean_length": 45.0, "completions/clipped_ratio": 0.5}, 5),
     ("reward_leap", {"reward": 0.95}, 5),
+    ("never_parses", {"calls/unparsed": 0.97}, 5),
+    ("call_rate", {"calls/made": 0.2}, 5),
+    ("call_rate", {"calls/wanted": 0.1, "calls/made": 1.0}, 5),
     ("skipped_update", {"skipped_updates": 1.0, "loss": math.nan, "entropy": math.nan}, 1),
   ],
 )
@@ -56,8 +60,20 @@ def test_an_alarm_goes_up_at_its_sign_only(name, changed, steps):
 
 
 def test_the_list_is_complete():
-  assert len({alarm.name for alarm in ALARMS}) == len(ALARMS) == 7
+  assert len({alarm.name for alarm in ALARMS}) == len(ALARMS) == 9
   assert all(alarm.meaning and alarm.advice for alarm in ALARMS)
+
+
+def test_calls_within_what_noise_and_a_mix_of_tasks_allow_raise_nothing():
+  lines = calm(40)
+  for made in (0.35, 0.85) * 3:
+    lines.append({**CALM, "step": len(lines), "calls/made": made, "calls/unparsed": 0.9})
+    assert not up(lines)
+
+
+def test_the_advice_for_calls_that_never_parse_names_what_helps():
+  advice = {alarm.name: alarm.advice for alarm in ALARMS}["never_parses"]
+  assert all(word in advice for word in ("--parse=auto", "--technique=sft", "hints"))
 
 
 def test_missing_and_unfinite_metrics_raise_nothing():

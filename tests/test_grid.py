@@ -111,6 +111,7 @@ PROBES = [
   (_task(CALLS[:1]), json.dumps(CALLS[1:])),
   (_task(CALLS[:1]), json.dumps([{"name": "book_taxi", "arguments": {}}])),
   (_task(CALLS), json.dumps(CALLS[::-1])),
+  (_task(CALLS[:1]), json.dumps(CALLS[0])),
   (_task("Where?", behavior="clarify", missing=["pickup"]), "Where should the pickup be?"),
   (_task("Where?", behavior="clarify", missing=["pickup"]), "Taxis are yellow in many cities."),
   (_task("Sorry, I can't help with that."), "Sorry, I can't help with that."),
@@ -119,6 +120,7 @@ PROBES = [
 OTHER = RewardWeights(
   exact=0.9,
   partial_execute=0.4,
+  format_bonus=0.2,
   graded_floor=0.1,
   asks=0.9,
   partial_clarify=0.1,
@@ -132,7 +134,7 @@ OTHER = RewardWeights(
 @pytest.mark.parametrize("tiers", TIERS)
 def test_the_table_of_weights_says_what_each_reward_reads(tiers):
   def totals(weights):
-    return [score(answer, task, tiers, weights=weights).total for task, answer in PROBES]
+    return [score(answer, task, tiers, "auto", weights).total for task, answer in PROBES]
 
   usual = totals(RewardWeights())
   names = [field.name for field in dataclasses.fields(RewardWeights)]

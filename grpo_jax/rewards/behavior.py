@@ -4,9 +4,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Literal
 
-from grpo_jax.rewards.refusals import declines, offers_other_help
+from grpo_jax.rewards.phrases import (
+  delivers,
+  kinds_asked,
+  kinds_of,
+  offers_other_help,
+  offers_to_act,
+  refusal,
+  request,
+)
 from grpo_jax.tasks.schema import ToolTask
 
 TextKind = Literal["asks", "declines", "hedging", "degenerate", "states"]
@@ -20,18 +29,25 @@ _WORD = re.compile(r"[^\W_]+")
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|\d+")
 # A stop after an abbreviation ends no sentence: "the departure date (e.g. 2 May)?"
 _SENTENCE_END = re.compile(
-  r"(?<=[.!?؟])(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:mr|ms|dr|st|vs)\.)(?<!\bmrs\.)\s+"
+  r"(?<=[.!?؟])(?<!\b(?:e\.g|i\.e)\.)(?<!\b(?:mr|ms|dr|st|vs)\.)(?<!\bmrs\.)(?<!\n\d\.)(?<!\n\d\d\.)\s+"
   r"|(?<=[。！？])|\n+"
 )
 # Not "confirm": "Booked for 2 May. Could you confirm?" has made up what it should ask for.
 _PROVIDE = re.compile(
   r"\b(?:provide|tell|specify|share|give|say|clarify|enter|supply|let me know)\b"
 )
-_POINTER = re.compile(r"\b(?:it|that|this|them|these|those)\b")
+_POINTER = re.compile(r"\b(?:it|that|this|them|these|those|missing)\b")
 _ASKING_WORDS = frozenset(
   ("provide", "specify", "share", "say", "clarify", "enter", "supply", "let", "know", "kindly")
 )
-_CLAUSE_END = re.compile(r"[.,;:(\n]|\be\.g|\bfor example|\bsuch as")
+_ITEM = re.compile(r"\s*(?:[-*•–]|\(?\d{1,2}[.)])")
+_CLAUSE_END = re.compile(
+  r"[.,;:(\n]|\be\.g|\bfor example|\bsuch as|\bin (?:degrees|percent|euros?|dollars|seconds|minutes"
+  r"|hours|days|years|kilograms|kg|liters|meters|kilometers|km|miles|cubic|square)\b"
+)
+# Words that say of a value that it is one: the title of the song is the song.
+_SAME = {"email": "mail", "telephone": "phone"}
+_GENERIC = frozenset(("name", "title", "number", "id", "identifier", "code", "kind", "type"))
 
 # Words that say nothing about which argument is meant.
 _SMALL_WORDS = (
@@ -48,11 +64,11 @@ class TextReading:
   """What a text without calls does.
 
   Attributes:
-    kind: `asks` (a question, and no refusal), `declines` (a refusal, and no question but an offer
-      of other help), `hedging` (both), `degenerate` (empty, without words, too long, repeating
-      itself) or `states` (anything else).
-    questions: the sentences that ask, each with the sentence before it where the question alone
-      says only "could you provide it?"; lower case.
+    kind: `asks` (a question or a request, and no refusal), `declines` (a refusal, and no question
+      but an offer), `hedging` (both), `degenerate` (empty, without words, too long, repeating
+      itself) or `states` (anything else; so does a refusal after which it is done all the same).
+    questions: the sentences that ask, each with the list that follows it, and with the sentence
+      before it where it says only "could you provide it?"; lower case.
   """
 
   kind: TextKind
@@ -69,18 +85,31 @@ def read_text(text: str, max_chars: int = 1000) -> TextReading:
   text = text.strip()
   if len(text) > max_chars or is_degenerate(text):
     return TextReading("degenerate")
-  sentences = list(filter(str.strip, _SENTENCE_END.split(text.lower().replace("’", "'"))))
+  text = text.lower().replace("’", "'").replace("e-mail", "email")
+  sentences = list(filter(str.strip, _SENTENCE_END.split(text)))
   questions: list[str] = []
-  declined = False
+  firm = insists = 0  # refusals, and questions that offer nothing
+  weak = False
   for index, sentence in enumerate(sentences):
-    declined = declined or declines(sentence)
-    if not _is_question(sentence) or offers_other_help(sentence):
+    refused = refusal(sentence)
+    firm, weak = firm + (refused == "firm"), weak or refused == "weak"
+    asked = "firm" if _is_question(sentence) else request(sentence)
+    if asked is None or offers_other_help(sentence):
       continue
+    insists += asked == "firm" and not offers_to_act(sentence)
     before = sentences[index - 1] + " " if index and _refers_back(sentence) else ""
-    questions.append(before + sentence)
-  if declined:
-    return TextReading("hedging" if questions else "declines")
+    questions.append(before + " ".join([sentence, *_listed(sentences, index)]))
+  if firm or (weak and not questions):
+    kind: TextKind = "hedging" if insists else "states" if delivers(text) else "declines"
+    return TextReading(kind)
   return TextReading("asks" if questions else "states", tuple(questions))
+
+
+def _listed(sentences: list[str], index: int) -> list[str]:
+  """The items of the list that a sentence announces with a colon."""
+  if not sentences[index].rstrip(" *_").endswith(":"):
+    return []
+  return list(takewhile(_ITEM.match, sentences[index + 1 :]))
 
 
 def is_degenerate(text: str) -> bool:
@@ -99,11 +128,12 @@ def asks_for_missing(
   """Whether the questions of a text name what is missing.
 
   An argument is named by its name, by all words of its name (`departure_date`: departure, date;
-  in any order, singular or plural) or by most words of its description's first clause. A name made
-  of nothing but small words (`to`) counts only in quotes or through its description. Only
-  `task.missing` counts, when given; else the arguments that the wanted question names, else any
-  required argument of the task's tools, and for a task without tools any telling word of the
-  wanted question.
+  in any order, singular or plural; words such as "number" or "title" may be left out), by most
+  words of its description's first clause, or by the kind of value that it is ("When ...?" asks for
+  a date, "How much ...?" for an amount). A name made of nothing but small words (`to`) counts only
+  in quotes, by its description or by its kind. Only `task.missing` counts, when given; else the
+  arguments that the wanted question names, else any required argument of the task's tools, and for
+  a task without tools any telling word of the wanted question.
   """
   questions = reading.questions
   missing, others = _arguments(task)
@@ -111,53 +141,83 @@ def asks_for_missing(
     telling = _words(task.answer.lower()) - _STOPWORDS
     found = any(_words(question) & telling for question in questions)
     return "asks" if found or not telling else "wrong_question"
-  if not any(argument.is_named_in(question) for argument in missing for question in questions):
+  if not any(
+    _asked_for(argument, others, question) for argument in missing for question in questions
+  ):
     return "wrong_question"
-  missing_words = set().union(*(argument.words for argument in missing))
-  too_many = {
-    argument.words
-    for argument in others
-    if not argument.words <= missing_words
-    and any(argument.is_named_in(question, by_description=False) for question in questions)
-  }
-  return "asks_everything" if len(too_many) > MAX_OTHER_ARGUMENTS else "asks"
+  wanted = frozenset().union(*(one.words | one.description for one in missing))
+  named = [
+    one
+    for one in others
+    if not one.words <= wanted and any(one.is_named_in(question) for question in questions)
+  ]
+  # "The phone number of the applicant" asks for the `phone` alone, if that is its description.
+  told = frozenset().union(*(one.description - one.words for one in named))
+  kinds = frozenset().union(*map(kinds_asked, questions))
+  kinds -= frozenset().union(*(one.kinds for one in (*missing, *named)))
+  kinds &= frozenset().union(*(one.kinds for one in others if one not in named))
+  too_many = len(kinds) + sum(not one.words <= told for one in named)
+  return "asks_everything" if too_many > MAX_OTHER_ARGUMENTS else "asks"
 
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
   name: str
   words: frozenset[str]
+  telling: frozenset[str]
   description: frozenset[str]
+  kinds: frozenset[int]
 
-  def is_named_in(self, question: str, by_description: bool = True) -> bool:
-    words = _words(question)
-    if self.words and self.words <= words and not self.words <= _STOPWORDS:
+  def is_named_in(self, question: str) -> bool:
+    """Whether a question holds all words of the name, or the name itself where that is one."""
+    if self.words and self.words <= _words(question) and not self.words <= _STOPWORDS:
       return True
     name = self.name.lower()
-    if name in question and (
+    return name in question and (
       not name.isascii() or any(f"{quote}{name}{quote}" in question for quote in "\"'`")
-    ):
-      return True
-    told = self.description
-    return by_description and bool(told) and len(told & words) * 3 >= len(told) * 2
+    )
+
+
+def _asked_for(argument: _Argument, others: list[_Argument], question: str) -> bool:
+  """Whether a question asks for an argument, by its name, its description or its kind."""
+  words, told = _words(question), argument.description
+  if argument.is_named_in(question) or not argument.kinds.isdisjoint(kinds_asked(question)):
+    return True
+  if told and len(told & words) * 3 >= len(told) * 2:
+    return True
+  # `to_unit` by "unit", unless the question says `from_unit`.
+  return bool(argument.telling) and (
+    argument.telling <= words
+    and not any(argument.telling <= one.words and one.is_named_in(question) for one in others)
+  )
 
 
 @lru_cache(maxsize=4096)
-def _argument(name: str, description: str) -> _Argument:
-  words = frozenset(_singular(part.lower()) for part in _NAME_PART.findall(name))
-  clause = _CLAUSE_END.split(description[:200].lower(), maxsplit=1)[0]
-  return _Argument(name, words, _words(clause) - _STOPWORDS)
+def _argument(name: str, description: str, kind: str = "") -> _Argument:
+  words = frozenset(_stem(part.lower()) for part in _NAME_PART.findall(name))
+  clause = _words(_CLAUSE_END.split(description[:200].lower(), maxsplit=1)[0])
+  told = clause - _STOPWORDS
+  return _Argument(
+    name,
+    words,
+    words - _STOPWORDS - _GENERIC,
+    told - _GENERIC or told,
+    kinds_of(words | clause, kind),
+  )
 
 
 @lru_cache(maxsize=4096)
 def _words(text: str) -> frozenset[str]:
-  return frozenset(map(_singular, _WORD.findall(text)))
+  return frozenset(map(_stem, _WORD.findall(text)))
 
 
-def _singular(word: str) -> str:
-  """The singular of a word, so that `cities` names `city`."""
+def _stem(word: str) -> str:
+  """A word without its ending, so that `cities` names `city`, and `travelling` names `travel`."""
   if len(word) > 4 and word.endswith("ies"):
     return word[:-3] + "y"
+  if len(word) > 6 and word.endswith("ing"):
+    return word[:-4] if word[-4] == word[-5] else word[:-3]
+  word = _SAME.get(word, word)
   return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
@@ -169,20 +229,21 @@ def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
   for spec in (*specs, *task.tools):
     for name, schema in spec.properties.items():
       if name not in described:
-        described[name] = _argument(name, _description(schema))
+        described[name] = _argument(name, _text(schema, "description"), _text(schema, "type"))
   wanted = list(task.missing)
   if not wanted:
     gold = task.answer.lower()
-    wanted = [name for name, argument in described.items() if argument.is_named_in(gold, False)]
+    wanted = [name for name, argument in described.items() if argument.is_named_in(gold)]
   if not wanted:
     wanted = [name for spec in specs for name in spec.required if isinstance(name, str)]
   missing = [described.get(name) or _argument(name, "") for name in dict.fromkeys(wanted)]
-  return missing, [argument for name, argument in described.items() if name not in wanted]
+  others = [argument for name, argument in described.items() if name not in wanted]
+  return missing, others
 
 
-def _description(schema: object) -> str:
-  text = schema.get("description") if isinstance(schema, Mapping) else None
-  return text if isinstance(text, str) else ""
+def _text(schema: object, key: str) -> str:
+  value = schema.get(key) if isinstance(schema, Mapping) else None
+  return value if isinstance(value, str) else ""
 
 
 def _is_question(sentence: str) -> bool:

@@ -47,6 +47,9 @@ class RewardWeights(Settings):
   partial_execute: float = setting(
     0.5, "execute, tiered: right tools, some arguments not right", low=0, high=1
   )
+  format_bonus: float = setting(
+    0.0, "execute, parse=auto: the share that only a call in a strict form earns", low=0, high=1
+  )
   graded_floor: float = setting(
     0.0,
     "execute, graded: right tools and no argument right; grows to `exact` with their share",
@@ -72,3 +75,8 @@ class RewardWeights(Settings):
     ):
       if getattr(self, partial) > getattr(self, full):
         raise ValueError(f"{partial} must not exceed {full}: a mistake would pay more")
+    if self.partial_execute > (1 - self.format_bonus) * self.exact:
+      raise ValueError(
+        "format_bonus must leave a right call at least partial_execute: a wrong argument would pay "
+        "more than another form"
+      )

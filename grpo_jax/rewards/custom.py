@@ -18,6 +18,7 @@ from typing import IO, Any, get_args
 from grpo_jax.files.redaction import redacted
 from grpo_jax.rewards.batch import Reward
 from grpo_jax.rewards.breakdown import RewardBreakdown, Shown
+from grpo_jax.rewards.parsing.parser import ParseMode
 from grpo_jax.rewards.tiers import score
 from grpo_jax.tasks.schema import ToolTask
 
@@ -40,6 +41,7 @@ class CustomReward(Reward):
     time_limit: seconds for one call.
     workers: number of processes.
     maximum: the best total the function gives, when known.
+    parse: which forms count as a call where the function does not say what a completion shows.
 
   Raises:
     ValueError: a setting out of range, or the function cannot be loaded (with the reason).
@@ -54,11 +56,13 @@ class CustomReward(Reward):
     time_limit: float = 5.0,
     workers: int = 2,
     maximum: float | None = None,
+    parse: ParseMode = "strict",
   ) -> None:
     if time_limit <= 0 or workers < 1:
       raise ValueError(f"time_limit {time_limit} and workers {workers}: expected positive numbers")
     self.name = function
     self.maximum = maximum
+    self._parse = parse
     self._on_error = float(on_error)
     self._time_limit = time_limit
     arguments = (str(Path(path)), function, str(time_limit))
@@ -97,7 +101,7 @@ class CustomReward(Reward):
       return self._failed(answer.get("code", "reward_crash"), answer["failed"])
     shown: Shown | None = answer.get("shown")
     if shown is None or shown not in get_args(Shown):  # a plain number: the rule says it
-      shown = score(completion, task).shown
+      shown = score(completion, task, parse=self._parse).shown
     return RewardBreakdown(
       total=answer["total"],
       error=answer.get("error"),

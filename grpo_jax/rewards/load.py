@@ -98,4 +98,5 @@ def _load_one(spec: str, config: RewardConfig) -> Reward:
     on_error=config.on_error,
     time_limit=config.time_limit,
     workers=config.workers,
+    parse=config.parse,
   )

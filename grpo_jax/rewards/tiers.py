@@ -50,7 +50,7 @@ def score(
     found = _score_calls(completion, parsed, task, weights, graded=reward == "graded")
   else:
     found = _score_text(completion, parsed, task, weights)
-  if reward == "binary" and found.error is not None:
+  if reward == "binary" and found.error not in (None, "loose_form"):
     return dataclasses.replace(found, total=0.0)
   if reward == "toolrl":
     pair = toolrl_parts(completion, parsed, task)
@@ -73,7 +73,8 @@ def _score_calls(
   parts["execute/parsed"] = 1.0
   parts["execute/tools"] = float(compared.tools_right)
   parts["execute/arguments"] = compared.share
-  if compared.error is None:
+  error = compared.error
+  if error is None:
     total = weights.exact
   elif not compared.tools_right:
     total = 0.0
@@ -81,7 +82,10 @@ def _score_calls(
     total = weights.graded_floor + (weights.exact - weights.graded_floor) * compared.share
   else:
     total = weights.partial_execute
-  return RewardBreakdown(total, compared.error, parts, compared.wrong_arguments, "execute")
+  if weights.format_bonus and not parsed.strict:
+    total *= 1 - weights.format_bonus
+    error = error or "loose_form"
+  return RewardBreakdown(total, error, parts, compared.wrong_arguments, "execute")
 
 
 def _means_call(completion: str, parsed: ParseResult, task: ToolTask) -> bool:

@@ -20,6 +20,8 @@ LENGTH_FACTOR = 2.0  # completions so many times longer than at the start,
 LENGTH_CUT = 0.25  # and this share of them cut at the limit
 REWARD_DEVIATIONS = 6.0  # a rise of so many standard deviations of its own history,
 REWARD_RISE = 0.2  # and of so much at least, within a few steps
+NEARLY_ALL = 0.95  # share of the wanted or meant calls that do not parse
+CALL_RATE_GAP = 0.3  # between the share that calls and the share that should
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def _reward_leap(lines: Sequence[Line]) -> bool:
   return rise > REWARD_RISE and rise > REWARD_DEVIATIONS * pstdev(before)
 
 
+def _call_rate(lines: Sequence[Line]) -> bool:
+  made, wanted = _recent(lines, "calls/made"), _recent(lines, "calls/wanted")
+  return abs(made - wanted) > CALL_RATE_GAP
+
+
 ALARMS = (
   Alarm(
     "entropy_collapse",
@@ -121,6 +128,21 @@ ALARMS = (
     f"the reward rose by more than {REWARD_DEVIATIONS:g} standard deviations of its own history",
     "read rollouts/ of the last steps: the policy may have found a hole in the reward",
     _reward_leap,
+  ),
+  Alarm(
+    "never_parses",
+    f"of the calls that were wanted or meant, over {NEARLY_ALL:.0%} did not parse for {RECENT} steps",
+    "use --parse=auto, which takes other forms of a call; begin with a warm start "
+    "(--technique=sft); or give hints of the form in the system message",
+    lambda lines: _recent(lines, "calls/unparsed") > NEARLY_ALL,
+  ),
+  Alarm(
+    "call_rate",
+    f"the share of completions that call is over {CALL_RATE_GAP:g} away from the share of tasks "
+    f"that want a call, for {RECENT} steps",
+    "say in the system message when to call, to ask and to decline; begin with a warm start "
+    "(--technique=sft); or change the mix of the tasks",
+    _call_rate,
   ),
   Alarm(
     "skipped_update",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,7 +172,24 @@ def rollout_metrics(record: StepRecord, limit: int, stop_ids: Sequence[int]) -> 
   for behavior in BEHAVIORS:
     metrics[f"shown/{behavior}"] = shown.count(behavior) / len(shown)
   resampled = record.resampled.metrics if record.resampled else {}
-  return {**metrics, **record.scored.failures, **resampled}
+  return {**metrics, **_call_shares(record), **record.scored.failures, **resampled}
+
+
+def _call_shares(record: StepRecord) -> dict[str, float]:
+  """How many of a step's completions should call, do call, and fail at it.
+
+  Returns:
+    `calls/wanted`, the share of the completions whose task wants calls; `calls/made`, the share that
+    calls, or means to; and, where there are such, `calls/unparsed`, the share of these two together
+    that holds no call which parses.
+  """
+  breakdowns, group = record.scored.breakdowns, record.scored.rewards.shape[1]
+  wanted = [task.behavior == "execute" for task in record.tasks for _ in range(group)]
+  parsed = [found.shown == "execute" for found in breakdowns]
+  made = [found.shown == "execute" or found.error == "unparsable" for found in breakdowns]
+  shares = {"calls/wanted": fmean(wanted), "calls/made": fmean(made)}
+  tried = [calls for calls, *any_of in zip(parsed, wanted, made, strict=True) if any(any_of)]
+  return shares | ({"calls/unparsed": 1 - fmean(tried)} if tried else {})
 
 
 def reached_limit(drawn: Rollout, limit: int, stop_ids: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,9 @@ from grpo_jax.settings import Setting
 Value = bool | int | float | str
 
 # The numbers that a built-in reward reads: cells that differ in others only are the same cell.
-_NO_PARTS = frozenset({"exact", "asks", "declines", "ordered_calls", "max_text_chars"})
+_NO_PARTS = frozenset(
+  {"exact", "asks", "declines", "format_bonus", "ordered_calls", "max_text_chars"}
+)
 _PARTS = _NO_PARTS | {"partial_clarify", "partial_refuse"}
 WEIGHTS_READ: Mapping[str, Collection[str]] = {
   "binary": _NO_PARTS,

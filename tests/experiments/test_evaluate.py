@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -22,17 +23,22 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "evaluate.py"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
+def bytes_only() -> PreTrainedTokenizerFast:
+  """A tokenizer of 256 bytes and the end."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, chat_template=TEMPLATE, eos_token="<|end|>"
+  )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """A random policy of a few thousand parameters, and ten tasks."""
   folder = tmp_path_factory.mktemp("evaluate")
-  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-  bytes_only = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-  bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  bytes_only.decoder = decoders.ByteLevel()
-  tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=bytes_only, chat_template=TEMPLATE, eos_token="<|end|>"
-  )
+  tokenizer = bytes_only()
   config = DecoderConfig(
     vocab_size=257, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2,
     num_kv_heads=1, head_dim=8, tie_embeddings=True,
@@ -140,6 +146,44 @@ def test_script_refuses_what_it_cannot_read_in_one_sentence(folder):
   assert done.returncode != 0
   assert "evaluate: " in done.stderr and "tasks.jsonl" in done.stderr
   assert "Traceback" not in done.stderr and not (folder / "none").exists()
+
+
+def test_a_call_in_another_form_counts_where_parse_says_so(tmp_path):
+  # A policy that says f(x=1) to anything that ends with ">": its logits look at the last byte only.
+  tokenizer, said = bytes_only(), ">f(x=1)<"
+  config = DecoderConfig(
+    vocab_size=257, hidden_size=257, intermediate_size=16, num_layers=1, num_heads=2,
+    num_kv_heads=1, head_dim=8, tie_embeddings=False,
+  )  # fmt: skip
+  params = jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))
+  params["final_norm"]["scale"] = jnp.ones(257)
+  params["embed"]["embedding"] = jnp.eye(257)
+  ids = [*tokenizer.encode(said)[:-1], tokenizer.eos_token_id]
+  params["head"]["kernel"] = jnp.zeros((257, 257)).at[ids[:-1], ids[1:]].set(1.0)
+  save_pretrained(config, params, tmp_path / "model", tokenizer=tokenizer)
+  row = {
+    "prompt": "call f with x = 1>",
+    "tools": [{"name": "f", "parameters": {"properties": {"x": {"type": "integer"}}}}],
+    "reward_model": {"ground_truth": [{"name": "f", "arguments": {"x": 1}}]},
+  }
+  write_jsonl([row], tmp_path / "tasks.jsonl")
+  flags = (f"--data={tmp_path / 'tasks.jsonl'}", "--max_completion_tokens=9")
+  found = {}
+  for mode in ("strict", "auto"):
+    done = run(tmp_path, *flags, f"--out={tmp_path / mode}", f"--parse={mode}")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / mode / "completions.jsonl").read_text())
+    found[mode] = row["completion"], row["reward"], row["error"]
+  assert found == {"strict": ("f(x=1)", 0.0, "unparsable"), "auto": ("f(x=1)", 1.0, None)}
+
+  # Two modes are not compared, and an evaluation that says none was made with `strict`.
+  compare = f"--compare_with={tmp_path / 'strict'}"
+  other = run(tmp_path, *flags, f"--out={tmp_path / 'other'}", "--parse=auto", compare)
+  assert other.returncode != 0 and f"{compare} has another parse" in other.stderr
+  summary = json.loads((tmp_path / "strict" / "eval.json").read_text())
+  del summary["settings"]["parse"]
+  (tmp_path / "strict" / "eval.json").write_text(json.dumps(summary))
+  assert run(tmp_path, *flags, f"--out={tmp_path / 'again'}", compare).returncode == 0
 
 
 def test_the_date_of_a_template_is_that_of_the_models_run(folder, tmp_path):

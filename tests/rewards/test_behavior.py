@@ -48,6 +48,49 @@ from grpo_jax.tasks.schema import ToolTask
     ("Sorry, which city?", "asks"),
     ("I can't help with that. Which city?", "hedging"),
     ("I can't, but could you tell me the city?", "hedging"),
+    # A request needs no question mark.
+    ("Please provide the destination city.", "asks"),
+    ("Let me know the date and I'll book it.", "asks"),
+    ("I need the amount first.", "asks"),
+    ("To send it I'll need your address.", "asks"),
+    ("You still need to specify the date.", "asks"),
+    ("If you tell me the date, I can look it up.", "asks"),
+    ("Which city should I use.", "asks"),
+    ("I can't do it yet, please tell me the date.", "asks"),
+    ("I don't know the date yet. When?", "asks"),
+    ("I can only search by date. Which one?", "asks"),
+    ("The departure date is missing. Please provide it.", "asks"),
+    ("I need a moment.", "states"),
+    ("You don't need to tell me the date.", "states"),
+    ("Let me know if you need anything.", "states"),
+    ("I will now call search_flights.", "states"),
+    # In the words that people and models use.
+    ("That's not something I can do with these tools.", "declines"),
+    ("I won't help bill someone for work that was never done.", "declines"),
+    ("I can't request leave for Dan without his knowledge.", "declines"),
+    ("I'm sorry, but I can't assist with that.", "declines"),
+    ("None of the functions provided can do this.", "declines"),
+    ("The given functions do not include a way to order food.", "declines"),
+    ("As an AI, I am not able to order food.", "declines"),
+    ("I'd rather not do that.", "declines"),
+    ("Cannot assist with that.", "declines"),
+    ("I have no way of closing accounts.", "declines"),
+    ("It isn't supported.", "declines"),
+    ("My only tool plays songs.", "declines"),
+    ("I can't prescribe anything. Would you like me to book an appointment instead?", "declines"),
+    ("I can't do this. Would you like me to book an appointment?", "declines"),
+    ("I can't order coffee, but I can set an alarm if you tell me the time.", "declines"),
+    ("I can't help with that. Please let me know if you have any other questions.", "declines"),
+    ("I can't do that. Please give me the city.", "hedging"),
+    # It sounds like declining, or declines and then does it.
+    ("I can't find your date; which one?", "asks"),
+    ("No problem, I cannot wait.", "states"),
+    ("I won't tell anyone! Sent.", "states"),
+    ("To cancel it, log in to your account and choose Cancel.", "states"),
+    ("I can't write poems, but here's one: roses are red.", "states"),
+    ("I can't restring it. Follow these steps: cut out the old strings.", "states"),
+    ("I shouldn't, so I just sent it.", "states"),
+    ("I can't, but I have booked it.", "states"),
     ("Sure, here it is.", "states"),
     ("Sorry.", "states"),
     ("I can't wait to help you with your flight!", "states"),
@@ -117,6 +160,17 @@ TASK = clarify_task(
     ("When is the departure date, Mr. Smith?", "asks"),
     ("I need the departure date. Could you tell me?", "asks"),
     ("I need the departure date. Could you share it so that I can search?", "asks"),
+    ("Please provide the departure date.", "asks"),
+    ("The departure date is missing. Please provide it.", "asks"),
+    ("I need:\n1. the cabin\n2. the departure date", "asks"),
+    ("I need the cabin.\n- the departure date", "wrong_question"),
+    ("When would you like to leave?", "asks"),
+    ("What day would you like to leave?", "asks"),
+    ("Where would you like to go, and when?", "asks"),
+    ("What should I do when it is done?", "wrong_question"),
+    ("Please give me more details.", "wrong_question"),
+    ("Please provide the origin and the cabin.", "wrong_question"),
+    ("Please provide the origin, the cabin and the departure date.", "asks_everything"),
     ("The departure date is 2 May. Could you tell me a joke?", "wrong_question"),
     ("Booked for the departure date 2 May. Could you confirm?", "wrong_question"),
     ("Which date?", "wrong_question"),
@@ -134,6 +188,27 @@ def test_names_of_small_words_need_quotes_or_a_description():
   assert asks_for_missing(read_text("What do you want to do?"), task) == "wrong_question"
   assert asks_for_missing(read_text("What is `to`?"), task) == "asks"
   assert asks_for_missing(read_text("Who is the recipient of this mail?"), task) == "asks"
+
+
+def test_an_argument_is_named_by_its_kind_and_without_words_like_number():
+  task = clarify_task(party_size="Number of people")
+  task.tools[0].parameters["properties"]["party_size"]["type"] = "integer"
+  assert asks_for_missing(read_text("How many will you be?"), task) == "asks"
+  assert asks_for_missing(read_text("How much is it?"), task) == "wrong_question"
+  task = clarify_task(tracking_number="", carrier="")
+  assert asks_for_missing(read_text("What is your tracking ID?"), task) == "asks"
+  task = clarify_task(to_unit="", from_unit="")
+  assert asks_for_missing(read_text("To which unit?"), task) == "asks"
+  assert asks_for_missing(read_text("Which unit is it from?"), task) == "wrong_question"
+  task = clarify_task(recipient="", amount="", day="", city="")
+  everything = "Who is it for, how much is it, when is it and where?"
+  assert asks_for_missing(read_text(everything), task) == "asks_everything"
+
+
+def test_what_a_description_says_of_other_arguments_asks_for_none_of_them():
+  task = clarify_task(phone="Telephone number of the applicant", applicant="", day="")
+  question = "Please give me the telephone number of the applicant and the day."
+  assert asks_for_missing(read_text(question), task) == "asks"
 
 
 def test_camel_case_names_are_split_into_words():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -116,6 +117,14 @@ def test_breakdowns_come_back_whole_and_without_jax(nasty):
   assert jax.total == 0.0
   # A plain number says nothing about the shown behaviour: the rule does.
   assert [one.shown for one in plain] == ["execute", "clarify", "refuse"]
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("strict", "other"), ("auto", "execute")])
+def test_what_a_number_s_completion_shows_is_read_in_the_run_s_own_mode(nasty, mode, shown):
+  config = dataclasses.replace(QUICK, parse=mode)
+  with load_reward(nasty, config) as reward:
+    (found,) = reward.score_batch([f"Sure: {TASK.answer}"], [TASK])
+  assert found.shown == shown
 
 
 HALF = """

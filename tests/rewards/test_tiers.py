@@ -202,6 +202,39 @@ def test_contradicting_weights_are_rejected():
     RewardWeights(asks=float("nan"))
 
 
+@pytest.mark.parametrize(
+  ("completion", "full", "withheld"),
+  [
+    (GOLD, 1.0, 1.0),
+    (f"<tool_call>\n{GOLD[1:-1]}\n</tool_call>", 1.0, 1.0),
+    (GOLD[1:-1], 1.0, 0.8),
+    (f"Here you are: {GOLD}", 1.0, 0.8),
+    (f"```json\n{GOLD}\n```", 1.0, 0.8),
+    (calls(("search_flights", {**FLIGHT, "origin": "Bergen"})), 0.5, 0.5),
+    (f"```{calls(('search_flights', {**FLIGHT, 'origin': 'Bergen'}))}```", 0.5, 0.4),
+    (calls(("get_weather_forecast", {"city": "Rome"}))[1:-1], 0.0, 0.0),
+  ],
+)
+def test_a_format_bonus_is_withheld_from_forms_that_strict_refuses(completion, full, withheld):
+  weights = RewardWeights(format_bonus=0.2)
+  assert score(completion, EXECUTE, parse="auto").total == full
+  found = score(completion, EXECUTE, parse="auto", weights=weights)
+  assert found.total == pytest.approx(withheld)
+  assert (found.error is None) == (withheld == 1.0)
+  if full == 1.0:
+    right = score(completion, EXECUTE, "binary", "auto", weights)
+    assert right.total == pytest.approx(withheld)
+    assert right.error == (None if withheld == 1.0 else "loose_form")
+
+
+def test_a_format_bonus_leaves_questions_and_refusals_as_they_are():
+  weights = RewardWeights(format_bonus=0.5)
+  assert score(CLARIFY.answer, CLARIFY, parse="auto", weights=weights).total == 1.0
+  assert score(REFUSE.answer, REFUSE, parse="auto", weights=weights).total == 1.0
+  with pytest.raises(ValueError, match="format_bonus must leave a right call at least"):
+    RewardWeights(format_bonus=0.6)
+
+
 def test_unknown_options_are_rejected_with_the_valid_ones():
   with pytest.raises(ValueError, match="expected one of tiered"):
     score("x", EXECUTE, reward="golden")

@@ -59,7 +59,7 @@ def parse_auto(text: str) -> ParseResult | None:
     raise Refused("too_many_calls")
   if has_call_sign(found.rest):
     raise Refused("mixed_forms")
-  return ParseResult(calls=tuple(found.calls), form=found.form)
+  return ParseResult(calls=tuple(found.calls), form=found.form, strict=False)
 
 
 def _find_blocks(text: str) -> _Found | None:

@@ -30,11 +30,13 @@ class ParseResult:
     calls: the calls, in order.
     error: one of `PARSE_ERRORS`, or None.
     form: how the calls were written: `list` or `blocks`; in `auto` also `object` and `python`.
+    strict: whether `strict` takes calls that are written so.
   """
 
   calls: tuple[ToolCall, ...] = ()
   error: str | None = None
   form: str = ""
+  strict: bool = True
 
   @property
   def attempted(self) -> bool:
