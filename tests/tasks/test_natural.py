@@ -139,8 +139,11 @@ def executed(rows) -> list[ToolTask]:
 def test_every_row_is_a_task_and_situations_have_exactly_their_shares(small, split):
   rows = generate_natural(0, split, 100)
   tasks = [read_row(json.loads(json.dumps(row))) for row in rows]
-  assert Counter(task.extra["situation"] for task in tasks) == natural.SITUATIONS
-  assert Counter(task.behavior for task in tasks) == {"execute": 60, "clarify": 25, "refuse": 15}
+  shares = natural.WARM_SITUATIONS if split == "warm" else natural.SITUATIONS
+  assert Counter(task.extra["situation"] for task in tasks) == shares
+  shares = (40, 40, 20) if split == "warm" else (60, 25, 15)
+  behaviors = dict(zip(("execute", "clarify", "refuse"), shares, strict=True))
+  assert Counter(task.behavior for task in tasks) == behaviors
   assert len({task.id for task in tasks}) == 100
   for task in tasks:
     offered = {tool.name for tool in task.tools}
@@ -380,6 +383,18 @@ def test_there_are_many_tools_and_sentences():
 
 
 @pytest.mark.parametrize("split", NATURAL_SPLITS)
+def test_the_right_text_scores_full_marks_and_that_of_another_behavior_does_not(split):
+  answer = {task.behavior: task.answer for task in TASKS[split]}
+  for task in TASKS[split]:
+    if task.behavior == "execute":
+      continue
+    other = answer["refuse" if task.behavior == "clarify" else "clarify"]
+    assert score(task.answer, task, parse="auto").total == 1.0, task.answer
+    assert score(other, task, parse="auto").total < 1.0
+    assert score(answer["execute"], task, parse="auto").total == 0.0
+
+
+@pytest.mark.parametrize("split", NATURAL_SPLITS)
 def test_the_right_call_scores_full_marks_and_a_spoiled_one_does_not(split):
   rng = random.Random(0)
   for task in TASKS[split]:
@@ -423,7 +438,7 @@ def test_every_value_of_a_call_is_said_in_its_request(split):
 def test_shares_of_styles_tools_and_surroundings():
   tasks = TASKS["train"]
   assert len(tasks) == 1500
-  assert 0.7 < sum(task.native_tools for task in tasks) / 1500 < 0.8
+  assert 0.8 < sum(task.native_tools for task in tasks) / 1500 < 0.9
   shown = Counter(len(task.tools) for task in tasks)
   assert shown[1] > 350 and shown[2] > 350 and shown[3] > 300 and max(shown) >= 4
   context = PHRASES_OF["phrases_train"]
@@ -456,3 +471,17 @@ def test_same_seed_gives_the_same_rows_in_another_process():
   }
   assert len(digests) == 1
   assert generate_natural(3, "seen", 60) != generate_natural(4, "seen", 60)
+
+
+def test_a_schema_leaves_out_some_optional_arguments_and_none_that_a_call_gives():
+  whole = {tool.name: tool.spec for tool in natural.inventory("train")[0]}
+  optional, shown = 0, 0
+  for task in TASKS["train"]:
+    for tool in task.tools:
+      every = set(whole[tool.name].properties) - set(tool.required)
+      given = {name for call in task.calls if call.name == tool.name for name in call.arguments}
+      assert set(tool.required) == set(whole[tool.name].required)
+      assert given <= set(tool.properties) <= set(whole[tool.name].properties)
+      optional += len(every - given)
+      shown += len(set(tool.properties) & every - given)
+  assert 0.45 < shown / optional < 0.6

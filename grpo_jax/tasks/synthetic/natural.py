@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,23 +35,29 @@ Situation = Literal["complete", "parallel", "missing", "harmful", "unfit", "wish
 # In percent. `parallel` wants two calls; `unfit` asks for what no tool on offer does although one
 # may sound like it, `wish` for what no tool does.
 SITUATIONS: Mapping[Situation, float] = {
-  "complete": 48, "parallel": 12, "missing": 25, "harmful": 6, "unfit": 6, "wish": 3,
+  "complete": 52, "parallel": 8, "missing": 25, "harmful": 6, "unfit": 6, "wish": 3,
+}  # fmt: skip
+# A warm start shows most of all what a model never does by itself, which is to ask.
+WARM_SITUATIONS: Mapping[Situation, float] = {
+  "complete": 32, "parallel": 8, "missing": 40, "harmful": 8, "unfit": 8, "wish": 4,
 }  # fmt: skip
 BEHAVIOR_OF: Mapping[Situation, Behavior] = {
   "complete": "execute", "parallel": "execute", "missing": "clarify",
   "harmful": "refuse", "unfit": "refuse", "wish": "refuse",
 }  # fmt: skip
-TOOLS_SHOWN = ((1, 2, 3, 4), (30, 28, 20, 22))  # at most so many, so often in percent
+TOOLS_SHOWN = ((1, 2, 3, 4), (34, 28, 20, 18))  # at most so many, so often in percent
+MANY_SHARE = 0.06  # of the prompts have five or six tools, and so are longer than the others'
+MANY_TOOLS = (5, 6)
 NEAR_SHARE = 0.6  # of the further tools are near ones, while there are any
-NATIVE_SHARE = 0.75  # of the rows leave the schemas to the chat template
+HIDDEN_SHARE = 0.5  # of the optional arguments that no one mentions are not in the schema
+NATIVE_SHARE = 0.85  # of the rows leave the schemas to the chat template
 CONTEXT = (("", "before", "after", "both"), (70, 13, 11, 6))  # of a request, in percent
 SAME_TOOL_SHARE = 0.25  # of the parallel calls call one tool twice
 OWN_SHARE = 0.5  # of the harmful and unfit requests are a tool's own, where it has any
 LOWER_SHARE = 0.12  # of the requests have no capitals and no final punctuation
 TYPO_SHARE = 0.09  # of the requests have a typo; somewhat less, as not every sentence may
-MAX_CHARS = (
-  1750  # of schemas, system message and request: about 600 tokens, the template's included
-)
+# Of schemas, system message and request: about 600 tokens, the template's included, or 900.
+MAX_CHARS, MAX_CHARS_OF_MANY = 1750, 2800
 MAX_DRAWS = 500  # per row, before the generator gives up finding one that is new
 
 _STOPS = ".,;:!?…"
@@ -84,7 +90,8 @@ def generate_natural(
   if size < 1:
     raise ValueError(f"size must be at least 1 row, got {size}")
   tools, phrases = inventory(split)
-  return natural_rows(tools, phrases, seed, size, split)
+  situations = WARM_SITUATIONS if split == "warm" else SITUATIONS
+  return natural_rows(tools, phrases, seed, size, split, situations=situations)
 
 
 def natural_rows(
@@ -96,6 +103,7 @@ def natural_rows(
   *,
   register: str = "natural",
   others: Sequence[NaturalTool] = (),
+  situations: Mapping[Situation, float] = SITUATIONS,
 ) -> list[dict[str, Any]]:
   """Makes rows over any tools and phrases: a pure function of its arguments.
 
@@ -108,6 +116,7 @@ def natural_rows(
     register: stands before the split in the rows' ids.
     others: tools that are never on offer and whose requests none of `tools` can serve; empty: those
       of `tools` that are not on offer serve as such.
+    situations: their shares, in percent.
 
   Returns:
     Rows as `generate_natural` makes them. A situation that no tool knows (nothing is missing where
@@ -117,12 +126,12 @@ def natural_rows(
     ValueError: more rows than there are distinct requests.
   """
   able: dict[Situation, Sequence[NaturalTool]] = {
-    **dict.fromkeys(SITUATIONS, tools),
+    **dict.fromkeys(situations, tools),
     "parallel": [tool for tool in tools if tool.requests["orders"]],
     "missing": [tool for tool in tools if tool.requests["clarify"]],
     "unfit": others or tools,
   }
-  shares = dict(SITUATIONS)
+  shares = dict(situations)
   for situation, subjects in able.items():
     if not subjects:
       shares["complete"] += shares.pop(situation)
@@ -136,7 +145,10 @@ def natural_rows(
       draft = _draft(rng, situation, tool, tools, phrases)
       style: Style = "tools" if rng.random() < NATIVE_SHARE else "system"
       system = rng.choice(phrases.system[style])
-      shown = _shown(rng, draft, tools, MAX_CHARS - len(system) - len(draft.request))
+      many = rng.random() < MANY_SHARE
+      number = rng.choice(MANY_TOOLS) if many else rng.choices(*TOOLS_SHOWN)[0]
+      room = (MAX_CHARS_OF_MANY if many else MAX_CHARS) - len(system) - len(draft.request)
+      shown = _shown(rng, draft, tools, number, room)
       prompt = (draft.request.lower(), *(tool.name for tool in shown))
       if prompt not in taken:
         break
@@ -157,7 +169,7 @@ def natural_rows(
       extra_info["possible_answers"] = list(draft.possible_answers)
     rows.append(
       task_row(
-        tools=[tool.spec for tool in shown],
+        tools=[tool.offered(rng, draft.mentioned, HIDDEN_SHARE) for tool in shown],
         request=draft.request,
         ground_truth=draft.calls or draft.answer,
         style=style,
@@ -186,6 +198,7 @@ class _Draft:
   Attributes:
     request: the user's message.
     spoken: what it says for values.
+    mentioned: names of the arguments whose values it gives.
     about: the tools that are on offer in any case.
     near: names of tools to put beside them.
     without: names of tools that must not be on offer.
@@ -197,6 +210,7 @@ class _Draft:
 
   request: str
   spoken: Sequence[str]
+  mentioned: Collection[str]
   about: Sequence[NaturalTool]
   near: Sequence[str] = ()
   without: Sequence[str] = ()
@@ -233,7 +247,7 @@ def _draft(
   else:
     sentence = rng.choice(tool.requests["execute"])
   said = _request(rng, phrases, [(tool, sentence)])
-  draft = _Draft(said.text, said.spoken, about, near, without)
+  draft = _Draft(said.text, said.spoken, said.mentioned, about, near, without)
   if situation == "complete":
     return dataclasses.replace(draft, **_answer([tool], said))
   if situation == "missing":
@@ -263,7 +277,7 @@ def _parallel(
     first, second = answer["calls"]
     if first != second:
       about = [tool] if called[1] is tool else called
-      return _Draft(said.text, said.spoken, about, tool.near, **answer)
+      return _Draft(said.text, said.spoken, said.mentioned, about, tool.near, **answer)
   raise ValueError(f"{tool.name}: has no two orders with different values")
 
 
@@ -285,7 +299,7 @@ def _question(rng: random.Random, asks: Sequence[str]) -> str:
 
 
 def _shown(
-  rng: random.Random, draft: _Draft, tools: Sequence[NaturalTool], room: int
+  rng: random.Random, draft: _Draft, tools: Sequence[NaturalTool], number: int, room: int
 ) -> list[NaturalTool]:
   """The tools on offer: those that the request is about, near ones, and others.
 
@@ -293,9 +307,9 @@ def _shown(
     rng: draws them.
     draft: the request.
     tools: all tools of the split.
+    number: of tools, at most.
     room: characters for all schemas, unless those of the request's own tools have more.
   """
-  number = rng.choices(*TOOLS_SHOWN)[0]
   shown = list(draft.about)
   rest = [tool for tool in tools if tool not in shown and tool.name not in draft.without]
   while len(shown) < number:
@@ -326,6 +340,11 @@ class _Said:
   text: str
   spoken: Sequence[str]
   values: Sequence[Mapping[str, Value]]
+
+  @property
+  def mentioned(self) -> set[str]:
+    """The names of all arguments that it gives."""
+    return {name for values in self.values for name in values}
 
 
 def _request(

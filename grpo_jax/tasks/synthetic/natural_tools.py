@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
@@ -175,8 +175,26 @@ class NaturalTool:
     """The tool as the policy sees it."""
     if self.given is not None:
       return self.given
-    properties = {argument.name: dict(argument.schema) for argument in self.arguments}
-    required = [argument.name for argument in self.arguments if argument.required]
+    return self._spec_of(self.arguments)
+
+  def offered(
+    self, rng: random.Random, mentioned: Collection[str], hidden_share: float
+  ) -> ToolSpec:
+    """The tool without some of the optional arguments that are not mentioned.
+
+    Args:
+      rng: draws which.
+      mentioned: names of arguments that stay.
+      hidden_share: of the others that are optional. A schema that was given stays whole.
+    """
+    if self.given is not None:
+      return self.given
+    stays = lambda a: a.required or a.name in mentioned or rng.random() >= hidden_share
+    return self._spec_of([argument for argument in self.arguments if stays(argument)])
+
+  def _spec_of(self, arguments: Sequence[Argument]) -> ToolSpec:
+    properties = {argument.name: dict(argument.schema) for argument in arguments}
+    required = [argument.name for argument in arguments if argument.required]
     parameters = {"type": "object", "properties": properties, "required": required}
     return ToolSpec(self.name, self.description, parameters)
 
