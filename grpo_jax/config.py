@@ -32,6 +32,7 @@ from grpo_jax.runs.installation import PRESETS, TINY_MODEL, git_commit, processo
 from grpo_jax.runs.trackers import TRACKERS
 from grpo_jax.settings import REQUIRED, Settings, differences, from_record, setting
 from grpo_jax.sharding import parse_mesh
+from grpo_jax.tasks.demonstrations import CallFormat
 
 Technique = Literal["grpo", "sft"]
 Resume = Literal["auto", "never"]
@@ -211,6 +212,14 @@ class RunConfig(OptimizerConfig):
   prompts_per_step: int = setting(
     8, "prompts a step (P); times the group size gives the completions", low=1
   )
+  call_format: CallFormat = setting(
+    "template",
+    "how demonstrations write calls: as the model's chat template does, or as a JSON list, for "
+    "models that were not trained on their template's call tokens (Qwen2.5-Coder)",
+  )
+  group_by_length: bool = setting(
+    False, "steps of prompts of similar lengths, which pad less; another order of the data"
+  )
   max_prompt_tokens: int = setting(1024, "a longer prompt is an error", unit="tokens", low=1)
   template_date: str = setting(
     "",
@@ -259,6 +268,9 @@ class RunConfig(OptimizerConfig):
     "steps between measurements of the KL to the start where the loss has no KL term; 0 makes none "
     "and holds no reference",
     low=0,
+  )
+  evaluate_final: bool = setting(
+    True, "evaluate after training; off where another run begins with that", free=True
   )
   eval_limit: int = setting(0, "most tasks of each held-out split; 0: all", low=0)
   resume: Resume = setting(

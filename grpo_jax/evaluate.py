@@ -32,7 +32,7 @@ def evaluate(
   batch_prompts: int = 128,
   date: str = "",
   plain_user_text: bool = False,
-  check: Callable[[], None] = lambda: None,
+  between: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Generates and scores answers to every task; nothing is skipped.
 
@@ -51,7 +51,8 @@ def evaluate(
     batch_prompts: the most prompts generated at a time; changes nothing but time and memory.
     date: that templates show, see `render`.
     plain_user_text: see `render`.
-    check: called before each of these batches; may raise.
+    between: called before each of these batches, and at the end, with the number of tasks that are
+      done; may raise.
 
   Returns:
     The summary (see `scores.summarize`, with `truncated`, the share of completions cut at the
@@ -90,7 +91,7 @@ def evaluate(
     seed=seed,
     stop_ids=stop_ids,
     batch_prompts=batch_prompts,
-    between=check,
+    between=between,
   )
   flat = [(i, sample, ids) for i, some in enumerate(completions) for sample, ids in enumerate(some)]
   texts = [completion_text(tokenizer, ids, stop_ids) for _, _, ids in flat]

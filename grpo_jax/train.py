@@ -150,6 +150,8 @@ def _train(config: RunConfig, reward: Reward, check: Check) -> Path:
     if hosts.is_first():
       write_text(run_dir / "config.json", json.dumps(data.record, indent=2) + "\n")
     checkpoints.drop_after(newest)
+    if newest < config.steps and hosts.is_first():  # it was of a run of fewer steps
+      (run_dir / "eval_final.json").unlink(missing_ok=True)
     if not hosts.from_first(is_evaluated(data, "base")):
       evaluate_all(setup, "base", state.params, reward, check)
     tokens = 0
@@ -197,7 +199,8 @@ def _train(config: RunConfig, reward: Reward, check: Check) -> Path:
           tokens_s=f"{metrics['tokens_per_second']:.0f}",
         )
         _log_step(config, checkpoints, tracking, lines, state, metrics)
-    evaluate_all(setup, "final", state.params, reward, check)
+    if config.evaluate_final and not hosts.from_first(is_evaluated(data, "final")):
+      evaluate_all(setup, "final", state.params, reward, check)
   _save_trained(setup, state.params)
   if hosts.is_first():
     write_report(run_dir)
@@ -263,7 +266,7 @@ def read_data(config: RunConfig) -> Data:
     name: [render(tokenizer, task, **shown) for task in tasks] for name, tasks in splits.items()
   }
   demonstrations = [
-    demonstrate(tokenizer, task, prompt, stop_ids, **shown)
+    demonstrate(tokenizer, task, prompt, stop_ids, call_format=config.call_format, **shown)
     for task, prompt in zip(splits["train"], prompts["train"], strict=True)
     if config.technique == "sft"
   ]
@@ -410,6 +413,7 @@ def take_step(
     num_tasks=len(data.tasks),
     prompts_per_step=config.prompts_per_step,
     seed=config.seed,
+    lengths=list(map(len, data.prompts)) if config.group_by_length else None,
   ).tolist()
   prompts = _prompts_of(setup, chosen)
   learning_rate = float(setup.schedule(steps_taken(state.opt_state)))  # of the first of its updates
@@ -567,7 +571,8 @@ def evaluate_all(
   (run_dir / "eval").mkdir(parents=True, exist_ok=True)
   for split, tasks in setup.data.held_out.items():
     log.info("evaluating %d held-out tasks (%s, %s)", len(tasks), split, when)
-    summaries[split], rows = _evaluate_split(setup, params, tasks, reward, check)
+    bar = Progress(0, len(tasks), shown=hosts.is_first(), name=f"{split}, {when}", unit="task")
+    summaries[split], rows = _evaluate_split(setup, params, tasks, reward, check, bar)
     summaries[split]["settings"] = evaluation_settings(setup.data.record, split)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if hosts.is_first():
@@ -587,11 +592,22 @@ def held_out_rewards(
 
 
 def _evaluate_split(
-  setup: Setup, params: Params, tasks: Sequence[ToolTask], reward: Reward, check: Check
+  setup: Setup,
+  params: Params,
+  tasks: Sequence[ToolTask],
+  reward: Reward,
+  check: Check,
+  bar: Progress | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   config = setup.data.config
   # A score on held-out tasks stands for itself; normalising would compare unrelated prompts.
   plain = reward.unnormalised() if isinstance(reward, CombinedReward) else reward
+
+  def between(done: int) -> None:
+    check()
+    if bar:
+      bar.show(done)
+
   return evaluate(
     setup.decoder,
     with_adapters(params, setup.base, config.lora),
@@ -604,7 +620,7 @@ def _evaluate_split(
     seed=config.seed,
     date=config.template_date,
     plain_user_text=config.plain_user_text,
-    check=check,
+    between=between,
   )
 
 

@@ -95,7 +95,7 @@ def test_a_folder_belongs_to_a_run_with_the_same_numbers():
   moved = dataclasses.replace(
     config, run_dir="runs/y", steps=7, checkpoint_every=3, keep_checkpoints=9, resume="never",
     track=("mlflow",), mesh="fsdp:-1", allow_changes=True, max_bad_steps=9, profile=2,
-    save_merged=True,
+    save_merged=True, evaluate_final=False,
   )  # fmt: skip
   free = {name for name, setting in settings_of(RunConfig).items() if setting.free}
   assert free == {name for name in vars(moved) if getattr(moved, name) != getattr(config, name)}

@@ -42,6 +42,20 @@ def test_where_there_is_no_terminal_a_bar_is_a_line_now_and_then(monkeypatch):
   ]
 
 
+def test_a_bar_says_what_it_counts_and_may_be_shown_before_anything_is_done(monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+  out = io.StringIO()
+  bar = console.Progress(0, 30, stream=out, name="unseen, base", unit="task")
+  for done in (0, 8, 30):
+    bar.show(done)
+    clock[0] += 10.0
+  assert out.getvalue().splitlines() == [
+    "task 8/30  1.25 s/task  00:00:27 left",
+    "task 30/30  0.67 s/task  00:00:00 left",
+  ]
+
+
 def test_the_log_waits_for_the_run_to_begin(tmp_path):
   logger = logging.getLogger("grpo_jax.test_console")
   with console.quiet(tmp_path / "run"):

@@ -26,8 +26,8 @@ def metrics_of(parse: str, *groups: tuple[str, list[str]]) -> dict[str, float]:
   ones = np.ones(shape, bool)
   prompts = Prompts(tokens[:, 0], ones[:, 0], np.arange(len(groups)))
   drawn = Rollout(prompts, tokens, ones, ones, np.zeros(shape), np.zeros(shape))
-  record = StepRecord(step=0, tasks=tasks, times={})
-  record.drawn = drawn
+  record = StepRecord(step=0)
+  record.tasks, record.drawn = tasks, drawn
   reward = BuiltInReward("tiered", parse)
   record.scored = score_rollout(drawn, tasks, reward, lambda ids: texts[ids[0]])
   return rollout_metrics(record, limit=9, stop_ids=())

@@ -168,17 +168,16 @@ def test_generate_takes_the_longest_first_and_as_many_as_there_is_room_for(small
   rows, asked = [[1 + i % 3] * (1 + i) for i in range(30)], []
   # Every token ends a completion, but there must be room for all of them: 5 of 16384 / (64 + 3000).
   options = {"group_size": 2, "max_tokens": 1500, "stop_ids": tuple(range(V))}
-  few = generate(config, params, rows, **options, between=lambda: asked.append(0))
-  assert len(asked) == 8  # four at a time, for shapes are powers of two
+  few = generate(config, params, rows, **options, between=asked.append)
+  # Four at a time, for shapes are powers of two.
+  assert asked == [0, 4, 8, 12, 16, 20, 24, 28, 30]
   asked.clear()
   options["max_tokens"] = 100
-  assert few == generate(config, params, rows, **options, between=lambda: asked.append(0))
-  assert len(asked) == 1
+  assert few == generate(config, params, rows, **options, between=asked.append)
+  assert asked == [0, 30]
   asked.clear()
-  some = generate(
-    config, params, rows[:7], **options, batch_prompts=3, between=lambda: asked.append(0)
-  )
-  assert some == few[:7] and len(asked) == 3
+  some = generate(config, params, rows[:7], **options, batch_prompts=3, between=asked.append)
+  assert some == few[:7] and len(asked) == 4
 
 
 def on_devices(*arguments):

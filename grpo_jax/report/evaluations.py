@@ -36,6 +36,8 @@ def read_evaluation(out: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """
   scores, completions = out_paths(out)
   summary = json.loads(scores.read_text(encoding="utf-8"))
+  if "reward" in summary.get("settings", {}):
+    summary["settings"] = {"parse": "strict"} | summary["settings"]  # once, there was no other
   if not completions.exists():  # once, all JSON files of a folder shared one file of completions
     completions = completions.with_name("completions.jsonl")
   lines = completions.read_text(encoding="utf-8").split("\n")  # splitlines would split texts, too

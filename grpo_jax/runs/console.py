@@ -24,15 +24,24 @@ class Progress:
     steps: how many there are in all.
     shown: False shows nothing.
     stream: where to.
+    name: of what goes on.
+    unit: of what is counted.
   """
 
   def __init__(
-    self, first: int, steps: int, *, shown: bool = True, stream: TextIO | None = None
+    self,
+    first: int,
+    steps: int,
+    *,
+    shown: bool = True,
+    stream: TextIO | None = None,
+    name: str = "GRPO",
+    unit: str = "step",
   ) -> None:
-    self._first, self._steps, self._stream = first, steps, stream or sys.stderr
+    self._first, self._steps, self._stream, self._unit = first, steps, stream or sys.stderr, unit
     self._lines = shown and not self._stream.isatty()
     self._bar = tqdm(
-      total=steps, desc="GRPO", initial=first, unit="step", file=self._stream,
+      total=steps, desc=name, initial=first, unit=unit, file=self._stream,
       disable=not shown or self._lines,
     )  # fmt: skip
     self._began = self._said = time.monotonic()
@@ -46,15 +55,17 @@ class Progress:
     self._bar.set_postfix(values, refresh=False)
     self._bar.update(done - self._bar.n)
     now = time.monotonic()
-    if self._lines and (now - self._said >= LINE_SECONDS or done == self._steps):
+    if self._lines and done > self._first and (now - self._said >= LINE_SECONDS or done == self._steps):
       self._said = now
       each = (now - self._began) / (done - self._first)
       left = time.strftime("%H:%M:%S", time.gmtime(each * (self._steps - done)))
-      text = "  ".join(f"{name} {value}" for name, value in values.items())
+      text = "".join(f"{name} {value}  " for name, value in values.items())
       print(
-        f"step {done}/{self._steps}  {text}  {each:.2f} s/step  {left} left",
+        f"{self._unit} {done}/{self._steps}  {text}{each:.2f} s/{self._unit}  {left} left",
         file=self._stream, flush=True,
       )  # fmt: skip
+    if done == self._steps:
+      self._bar.close()
 
 
 class LogFile(logging.handlers.MemoryHandler):

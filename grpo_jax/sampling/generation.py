@@ -18,7 +18,27 @@ from grpo_jax.types import Prompts, Rollout
 
 # Lengths that prompts and completions are padded to: few enough programs, little enough padding.
 LENGTH_BUCKETS = (
-  *(32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192),
+  *(
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    320,
+    384,
+    448,
+    512,
+    640,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+  ),
   *(12288, 16384, 24576, 32768, 49152, 65536, 98304, 131072),
 )
 BATCH_TOKENS = 16384  # of prompts and completions that `generate` makes room for at a time
@@ -54,7 +74,7 @@ def generate(
   top_p: float = 1.0,
   min_p: float = 0.0,
   batch_prompts: int = 128,
-  between: Callable[[], None] = lambda: None,
+  between: Callable[[int], None] = lambda done: None,
 ) -> list[list[list[int]]]:
   """Completes any number of prompts of any lengths.
 
@@ -75,7 +95,8 @@ def generate(
     top_p: as above.
     min_p: as above.
     batch_prompts: the most prompts decoded at the same time.
-    between: called before each batch; may raise.
+    between: called before each batch, and at the end, with the number of prompts that are done;
+      may raise.
 
   Returns:
     For each prompt G lists of token ids, the stop token included when there was one.
@@ -101,7 +122,7 @@ def generate(
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
   results: list[list[list[int]]] = [[] for _ in prompts]
   while order:
-    between()
+    between(len(prompts) - len(order))
     length = bucket_length(len(prompts[order[0]]), LENGTH_BUCKETS)
     room = max(1, BATCH_TOKENS // (length + group_size * max_tokens))
     sizes = halves(batch_prompts)  # few shapes
@@ -113,6 +134,7 @@ def generate(
     drawn, kept = hosts.fetch((rollout.tokens, rollout.completion_mask))
     for row, i in enumerate(chosen):
       results[i] = [t[m].tolist() for t, m in zip(drawn[row], kept[row], strict=True)]
+  between(len(prompts))
   return results
 
 

@@ -4,8 +4,17 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+WINDOW = 16  # steps whose prompts are sorted by length together
 
-def batch_at(step: int, *, num_tasks: int, prompts_per_step: int, seed: int) -> np.ndarray:
+
+def batch_at(
+  step: int,
+  *,
+  num_tasks: int,
+  prompts_per_step: int,
+  seed: int,
+  lengths: Sequence[int] | None = None,
+) -> np.ndarray:
   """The task indices of one step: a pure function of (seed, step), so that a run can be resumed.
 
   Every epoch is a shuffle of its own without replacement; a step that reaches the end of one epoch
@@ -17,6 +26,8 @@ def batch_at(step: int, *, num_tasks: int, prompts_per_step: int, seed: int) -> 
     num_tasks: tasks in the data.
     prompts_per_step: prompts a step, P.
     seed: of the data order.
+    lengths: tokens of every task's prompt, where steps are to have prompts of similar lengths: the
+      tasks of `WINDOW` steps are sorted by length, cut into steps, and these shuffled.
 
   Returns:
     int64 [P], each in `[0, num_tasks)`.
@@ -35,7 +46,10 @@ def batch_at(step: int, *, num_tasks: int, prompts_per_step: int, seed: int) -> 
   indices = np.empty_like(positions)
   for epoch in np.unique(epochs):
     inside = epochs == epoch
-    indices[inside] = _shuffled((seed, int(epoch)), num_tasks)[offsets[inside]]
+    order = _shuffled((seed, int(epoch)), num_tasks)
+    if lengths is not None:
+      order = _by_length(order, np.asarray(lengths), prompts_per_step, (seed, int(epoch)))
+    indices[inside] = order[offsets[inside]]
   return indices
 
 
@@ -93,6 +107,19 @@ def bucket_length(n: int, buckets: Sequence[int]) -> int:
   return min(fitting)
 
 
-def _shuffled(entropy: tuple[int, ...], num_tasks: int) -> np.ndarray:
-  bits = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(num_tasks)
+def _by_length(
+  order: np.ndarray, lengths: np.ndarray, size: int, key: tuple[int, int]
+) -> np.ndarray:
+  """The order with the tasks of each window sorted by length, and its batches shuffled."""
+  windows = []
+  for number, start in enumerate(range(0, len(order), WINDOW * size)):
+    window = order[start : start + WINDOW * size]
+    window = window[np.argsort(lengths[window], kind="stable")]
+    batches = np.split(window, range(size, len(window), size))
+    windows += [batches[i] for i in _shuffled((*key, 2, number), len(batches))]
+  return np.concatenate(windows)
+
+
+def _shuffled(entropy: tuple[int, ...], count: int) -> np.ndarray:
+  bits = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
   return np.argsort(bits, kind="stable")

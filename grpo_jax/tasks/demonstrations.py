@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo_jax.tasks.chat import encode_messages, supports_tools
 from grpo_jax.tasks.schema import ToolTask
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerBase
+
+CallFormat = Literal["template", "json"]
 
 
 def demonstrate(
@@ -18,19 +20,23 @@ def demonstrate(
   prompt: Sequence[int],
   stop_ids: Collection[int],
   *,
+  call_format: CallFormat = "template",
   date: str = "",
   plain_user_text: bool = False,
 ) -> list[int]:
   """The ground truth of a task as token ids: what the chat template writes behind the prompt.
 
-  Calls of tools that the template shows are rendered by it, from `tool_calls`; where the system
-  message has the tools, they are the JSON list that it asks for.
+  Calls of tools that the template shows are rendered by it, from `tool_calls`, or are a JSON list;
+  where the system message has the tools, they are the JSON list that it asks for.
 
   Args:
     tokenizer: the policy's tokenizer, with its chat template.
     task: with a right answer.
     prompt: the task's, from `render` with the same date and `plain_user_text`.
     stop_ids: tokens that end a completion.
+    call_format: `template`, or `json` for a model that cannot write its template's call tokens: in
+      Qwen2.5-Coder they, like every token that it was not trained on, have one and the same
+      embedding, and a tied head tells equal rows apart by nothing.
     date: see `render`.
     plain_user_text: see `render`.
 
@@ -41,7 +47,8 @@ def demonstrate(
     ValueError: the rendered conversation does not begin with the prompt, or does not end the turn.
   """
   tools = task.tools if task.native_tools else ()
-  chat = [*task.messages, _turn(task, called=bool(tools) and supports_tools(tokenizer))]
+  called = call_format == "template" and bool(tools) and supports_tools(tokenizer)
+  chat = [*task.messages, _turn(task, called=called)]
   whole = encode_messages(tokenizer, chat, tools, False, date=date, plain_user_text=plain_user_text)
   start, named = len(prompt), f"the demonstration of {task.id or repr(task.request)}"
   if whole[:start] != list(prompt):

@@ -70,3 +70,18 @@ def test_bucket_is_the_smallest_that_holds_the_length():
   assert [bucket_length(n, (64, 16, 32)) for n in (1, 16, 17, 64)] == [16, 16, 32, 64]
   with pytest.raises(ValueError, match=r"65 tokens fit into none of the buckets \[16, 64\]"):
     bucket_length(65, (64, 16))
+
+
+def test_steps_of_similar_lengths_hold_every_task_once_and_pad_less():
+  lengths = np.random.default_rng(0).integers(100, 600, 640).tolist()
+  options = dict(num_tasks=640, prompts_per_step=8, seed=3)
+  plain = [batch_at(step, **options) for step in range(80)]
+  grouped = [batch_at(step, lengths=lengths, **options) for step in range(80)]
+  assert sorted(np.concatenate(grouped).tolist()) == list(range(640))
+  padded = lambda batches: sum(8 * max(lengths[i] for i in batch) for batch in batches)
+  assert padded(grouped) < 1.15 * sum(lengths) < 1.4 * sum(lengths) < padded(plain)
+  # The longest steps come at any time, and another epoch has other steps.
+  longest = [max(lengths[i] for i in batch) for batch in grouped]
+  assert longest != sorted(longest) and longest[::-1] != sorted(longest)
+  again = [batch_at(step, lengths=lengths, **options) for step in range(80, 160)]
+  assert {tuple(sorted(batch)) for batch in again} != {tuple(sorted(batch)) for batch in grouped}
