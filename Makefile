@@ -6,6 +6,9 @@ FUZZ_SECONDS ?= 60
 BENCHMARK_ARGS ?= --shape=S
 SOAK_ARGS ?=
 SLOW_ARGS ?=
+QWEN ?= qwen2.5-coder-0.5b
+QWEN_DIR ?= runs/$(QWEN)
+QWEN_ARGS ?=
 # What guards the most for the least: rules, losses, settings, and six steps of the embedded policy.
 FAST ?= $(addprefix tests/,rewards tasks report models/test_config.py models/test_parameters.py \
   models/test_rope.py test_advantages.py test_alarms.py test_architecture.py test_config.py \
@@ -16,7 +19,7 @@ INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/n
   ls -d $$(pyenv root 2>/dev/null)/versions/*/bin/$(PYTHON) 2>/dev/null | sort -V | tail -n 1)
 VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c \
   'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])'))
-ifneq ($(filter train test test-fast test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
+ifneq ($(filter train qwen test test-fast test-slow fuzz soak lint benchmark,$(MAKECMDGOALS)),)
   $(if $(VERSION),,$(error Python >= 3.11 is needed, and PYTHON=$(PYTHON) is not one that runs))
 endif
 
@@ -33,16 +36,20 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 # Keep freed memory in the heap: fresh large allocations cost page faults in every training step.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=30000000000:glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 
-.PHONY: help train test test-fast test-slow fuzz soak lint benchmark clean
+.PHONY: help train qwen test test-fast test-slow fuzz soak lint benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 	@echo "variables: PYTHON=$(PYTHON) PYTEST_ARGS='$(PYTEST_ARGS)' TRAIN_ARGS='$(TRAIN_ARGS)'"
-	@echo "  BENCHMARK_ARGS='$(BENCHMARK_ARGS)'"
+	@echo "  QWEN=$(QWEN) QWEN_ARGS='$(QWEN_ARGS)' BENCHMARK_ARGS='$(BENCHMARK_ARGS)'"
 
 train: $(STAMP)-run ## train the embedded policy and show what it gained
 	$(BIN)/python experiments/train_grpo.py --preset=tiny $(TRAIN_ARGS)
+
+qwen: $(STAMP)-fetch ## fetch a real Qwen 2.5, warm it up, train it with GRPO, show what each gained
+	$(BIN)/python experiments/fetch_model.py --name=$(QWEN) --out=runs/models/$(QWEN)
+	$(BIN)/python experiments/recipe.py --model=runs/models/$(QWEN) --run_dir=$(QWEN_DIR) $(QWEN_ARGS)
 
 test: $(STAMP)-test ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -27,7 +27,7 @@ CONTRADICTIONS = {
   "--partial_clarify=1.5": "--partial_clarify=1.5 must be at least 0 and at most 1",
   "--adam_b2=1": "--adam_b2=1.0 must be at least 0 and below 1",
   "--track=wandb": "--track=wandb must be one of tensorboard, mlflow",
-  "--preset=huge": "--preset=huge must be a file that ends in .toml, or one of tiny",
+  "--preset=huge": "must be a file that ends in .toml, or one of qwen_grpo, qwen_warm, tiny",
   "--template_date=24.12.2023": "--template_date=24.12.2023 must be a day as YYYY-MM-DD",
   "--template_date=20231224": "--template_date=20231224 must be a day as YYYY-MM-DD",
   "--eval_data=held_out.jsonl": "--eval_data=held_out.jsonl must be NAME=FILE",
