@@ -205,6 +205,13 @@ def test_an_argument_is_named_by_its_kind_and_without_words_like_number():
   assert asks_for_missing(read_text(everything), task) == "asks_everything"
 
 
+def test_an_argument_is_named_by_two_of_its_choices():
+  task = clarify_task(cabin="", meal="")
+  task.tools[0].parameters["properties"]["cabin"]["enum"] = ["economy", "business", "first"]
+  assert asks_for_missing(read_text("Economy or business?"), task) == "asks"
+  assert asks_for_missing(read_text("Is it for business?"), task) == "wrong_question"
+
+
 def test_what_a_description_says_of_other_arguments_asks_for_none_of_them():
   task = clarify_task(phone="Telephone number of the applicant", applicant="", day="")
   question = "Please give me the telephone number of the applicant and the day."
