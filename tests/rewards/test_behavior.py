@@ -81,6 +81,7 @@ from grpo_jax.tasks.schema import ToolTask
     ("I can't do this. Would you like me to book an appointment?", "declines"),
     ("I can't order coffee, but I can set an alarm if you tell me the time.", "declines"),
     ("I can't help with that. Please let me know if you have any other questions.", "declines"),
+    ("I can't order food. If you need a ride, please provide the details.", "declines"),
     ("I can't do that. Please give me the city.", "hedging"),
     # It sounds like declining, or declines and then does it.
     ("I can't find your date; which one?", "asks"),
