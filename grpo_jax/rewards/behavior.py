@@ -16,6 +16,7 @@ from grpo_jax.rewards.phrases import (
   refusal,
   request,
 )
+from grpo_jax.rewards.words import WORD, stem, words
 from grpo_jax.tasks.schema import ToolTask
 
 TextKind = Literal["asks", "declines", "hedging", "degenerate", "states"]
@@ -25,7 +26,6 @@ MAX_OTHER_ARGUMENTS = 1
 #: Below this share of different four-character pieces a text is taken to repeat itself.
 MIN_DISTINCT_SHARE = 0.3
 
-_WORD = re.compile(r"[^\W_]+")
 _NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\dA-Z_]+|\d+")
 # A stop after an abbreviation ends no sentence: "the departure date (e.g. 2 May)?"
 _SENTENCE_END = re.compile(
@@ -36,7 +36,7 @@ _SENTENCE_END = re.compile(
 _PROVIDE = re.compile(
   r"\b(?:provide|tell|specify|share|give|say|clarify|enter|supply|let me know)\b"
 )
-_POINTER = re.compile(r"\b(?:it|that|this|them|these|those|missing)\b")
+_POINTER = re.compile(r"\b(?:it|that|this|them|these|those|missing|necessary|required)\b")
 _ASKING_WORDS = frozenset(
   ("provide", "specify", "share", "say", "clarify", "enter", "supply", "let", "know", "kindly")
 )
@@ -45,10 +45,6 @@ _CLAUSE_END = re.compile(
   r"[.,;:(\n]|\be\.g|\bfor example|\bsuch as|\bin (?:degrees|percent|euros?|dollars|seconds|minutes"
   r"|hours|days|years|kilograms|kg|liters|meters|kilometers|km|miles|cubic|square)\b"
 )
-# Words that say of a value that it is one: the title of the song is the song.
-_SAME = {"email": "mail", "telephone": "phone"}
-_GENERIC = frozenset(("name", "title", "number", "id", "identifier", "code", "kind", "type"))
-
 # Words that say nothing about which argument is meant.
 _SMALL_WORDS = (
   "a an and any are as at be been by can could d did do does for from get give given had has have "
@@ -56,7 +52,11 @@ _SMALL_WORDS = (
   "she should so t tell than that the their them then there these they this those to up us use "
   "used using want was we were what when where which who whose why will with would x y you your"
 )
-_STOPWORDS = frozenset(_SMALL_WORDS.split())
+_STOPWORDS = frozenset(word for raw in _SMALL_WORDS.split() for word in (raw, stem(raw)))
+# Words that say of a value that it is one, and units: the title of the song is the song.
+_GENERIC = frozenset(
+  map(stem, "name title number id identifier code kind type kg km cm min eur usd celsius".split())
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +128,19 @@ def asks_for_missing(
   """Whether the questions of a text name what is missing.
 
   An argument is named by its name, by all words of its name (`departure_date`: departure, date;
-  in any order, singular or plural; words such as "number" or "title" may be left out), by most
-  words of its description's first clause, or by the kind of value that it is ("When ...?" asks for
-  a date, "How much ...?" for an amount). A name made of nothing but small words (`to`) counts only
-  in quotes, by its description or by its kind. Only `task.missing` counts, when given; else the
-  arguments that the wanted question names, else any required argument of the task's tools, and for
-  a task without tools any telling word of the wanted question.
+  in any order, without their endings; words such as "number" or "title" may be left out), by most
+  words of its description's first clause, by two of its `enum`'s values, or by the kind of value
+  that it is ("When ...?" asks for a date, "How much ...?" for an amount). A name made of nothing
+  but small words (`to`) counts only in quotes, by its description or by its kind. Only
+  `task.missing` counts, when given; else the arguments that the wanted question names, else any
+  required argument of the task's tools, and for a task without tools any telling word of the
+  wanted question.
   """
   questions = reading.questions
   missing, others = _arguments(task)
   if not missing:
-    telling = _words(task.answer.lower()) - _STOPWORDS
-    found = any(_words(question) & telling for question in questions)
+    telling = words(task.answer.lower()) - _STOPWORDS
+    found = any(words(question) & telling for question in questions)
     return "asks" if found or not telling else "wrong_question"
   if not any(
     _asked_for(argument, others, question) for argument in missing for question in questions
@@ -166,11 +167,12 @@ class _Argument:
   words: frozenset[str]
   telling: frozenset[str]
   description: frozenset[str]
+  choices: frozenset[str]
   kinds: frozenset[int]
 
   def is_named_in(self, question: str) -> bool:
     """Whether a question holds all words of the name, or the name itself where that is one."""
-    if self.words and self.words <= _words(question) and not self.words <= _STOPWORDS:
+    if self.words and self.words <= words(question) and not self.words <= _STOPWORDS:
       return True
     name = self.name.lower()
     return name in question and (
@@ -180,45 +182,35 @@ class _Argument:
 
 def _asked_for(argument: _Argument, others: list[_Argument], question: str) -> bool:
   """Whether a question asks for an argument, by its name, its description or its kind."""
-  words, told = _words(question), argument.description
+  said, told = words(question), argument.description
   if argument.is_named_in(question) or not argument.kinds.isdisjoint(kinds_asked(question)):
     return True
-  if told and len(told & words) * 3 >= len(told) * 2:
+  if told and len(told & said) * 3 >= len(told) * 2:
+    return True
+  if len(argument.choices & said) > 1:  # "Economy or business?"
     return True
   # `to_unit` by "unit", unless the question says `from_unit`.
   return bool(argument.telling) and (
-    argument.telling <= words
+    argument.telling <= said
     and not any(argument.telling <= one.words and one.is_named_in(question) for one in others)
   )
 
 
 @lru_cache(maxsize=4096)
-def _argument(name: str, description: str, kind: str = "") -> _Argument:
-  words = frozenset(_stem(part.lower()) for part in _NAME_PART.findall(name))
-  clause = _words(_CLAUSE_END.split(description[:200].lower(), maxsplit=1)[0])
+def _argument(
+  name: str, description: str = "", kind: str = "", choices: tuple[str, ...] = ()
+) -> _Argument:
+  named = frozenset(stem(part.lower()) for part in _NAME_PART.findall(name))
+  clause = words(_CLAUSE_END.split(description[:200].lower(), maxsplit=1)[0])
   told = clause - _STOPWORDS
   return _Argument(
     name,
-    words,
-    words - _STOPWORDS - _GENERIC,
+    named,
+    named - _STOPWORDS - _GENERIC,
     told - _GENERIC or told,
-    kinds_of(words | clause, kind),
+    frozenset(stem(choice.lower()) for choice in choices) - _STOPWORDS,
+    kinds_of(named | clause, kind),
   )
-
-
-@lru_cache(maxsize=4096)
-def _words(text: str) -> frozenset[str]:
-  return frozenset(map(_stem, _WORD.findall(text)))
-
-
-def _stem(word: str) -> str:
-  """A word without its ending, so that `cities` names `city`, and `travelling` names `travel`."""
-  if len(word) > 4 and word.endswith("ies"):
-    return word[:-3] + "y"
-  if len(word) > 6 and word.endswith("ing"):
-    return word[:-4] if word[-4] == word[-5] else word[:-3]
-  word = _SAME.get(word, word)
-  return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
@@ -229,14 +221,16 @@ def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
   for spec in (*specs, *task.tools):
     for name, schema in spec.properties.items():
       if name not in described:
-        described[name] = _argument(name, _text(schema, "description"), _text(schema, "type"))
+        described[name] = _argument(
+          name, _text(schema, "description"), _text(schema, "type"), _choices(schema)
+        )
   wanted = list(task.missing)
   if not wanted:
     gold = task.answer.lower()
     wanted = [name for name, argument in described.items() if argument.is_named_in(gold)]
   if not wanted:
     wanted = [name for spec in specs for name in spec.required if isinstance(name, str)]
-  missing = [described.get(name) or _argument(name, "") for name in dict.fromkeys(wanted)]
+  missing = [described.get(name) or _argument(name) for name in dict.fromkeys(wanted)]
   others = [argument for name, argument in described.items() if name not in wanted]
   return missing, others
 
@@ -244,6 +238,12 @@ def _arguments(task: ToolTask) -> tuple[list[_Argument], list[_Argument]]:
 def _text(schema: object, key: str) -> str:
   value = schema.get(key) if isinstance(schema, Mapping) else None
   return value if isinstance(value, str) else ""
+
+
+def _choices(schema: object) -> tuple[str, ...]:
+  values = schema.get("enum") if isinstance(schema, Mapping) else None
+  listed = values if isinstance(values, (list, tuple)) else ()
+  return tuple(value for value in listed if isinstance(value, str))
 
 
 def _is_question(sentence: str) -> bool:
@@ -254,5 +254,5 @@ def _refers_back(question: str) -> bool:
   """Whether a question asks to be told without saying what: "could you provide it?"."""
   if _PROVIDE.search(question) is None:
     return False
-  telling = set(_WORD.findall(question)) - _STOPWORDS - _ASKING_WORDS
+  telling = set(WORD.findall(question)) - _STOPWORDS - _ASKING_WORDS
   return not telling or _POINTER.search(question) is not None

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from grpo_jax.files.assets import read_asset
+from grpo_jax.rewards.words import WORD, words
 
 _WEAK, _FIRM = 1, 2
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,22 +26,21 @@ class _Kind(NamedTuple):
   pattern: re.Pattern[str]
 
 
+def _joined(lines: str) -> str:
+  """A pattern without the breaks and indents of its lines."""
+  return "".join(map(str.strip, lines.split("\n"))) if "\n" in lines else lines
+
+
 _ASSET = read_asset("answers")
-_PARTS = {**_ASSET["parts"], **_ASSET["parts_of_questions"]}
+_PARTS = {name: _joined(part) for name, part in _ASSET["parts"].items()}
+_PART = re.compile(f"<({'|'.join(_PARTS)})>")
 
 
-def _compiled(pattern: str | list[str]) -> re.Pattern[str]:
-  whole = "".join(pattern)
-  # A part may hold parts of the lines below it, and one that is used further up.
-  while (expanded := _expanded(whole)) != whole:
-    whole = expanded
-  return re.compile(whole)
-
-
-def _expanded(pattern: str) -> str:
-  for name, part in _PARTS.items():
-    pattern = pattern.replace(f"<{name}>", "".join(part))
-  return pattern
+def _compiled(pattern: str) -> re.Pattern[str]:
+  pattern = _joined(pattern)
+  while found := _PART.search(pattern):  # parts may hold parts
+    pattern = pattern.replace(found[0], _PARTS[found[1]])
+  return re.compile(pattern)
 
 
 class _Forms:
@@ -58,11 +57,10 @@ class _Forms:
 
   def strength(self, sentence: str) -> int:
     """The strength of the strongest form that a sentence holds; 0 where it holds none."""
-    found = self._words.intersection(_WORD.findall(sentence))
-    words = found if sentence.isascii() else {*found, ""}
-    if not words:
-      return 0
-    forms = dict.fromkeys(form for word in words for form in self._by_word.get(word, ()))
+    found = self._words.intersection(WORD.findall(sentence))
+    if not sentence.isascii():
+      found |= {""}
+    forms = dict.fromkeys(form for word in found for form in self._by_word.get(word, ()))
     best = 0
     for form in forms:
       if form.strength > best and form.pattern.search(sentence):
@@ -78,9 +76,7 @@ _CONDITION, _DELIVERY = _compiled(_ASSET["condition"]), _compiled(_ASSET["delive
 _FOR_NOW = _compiled(_ASSET["for_now"])
 _OFFER, _SOFT_OFFER = _compiled(_ASSET["offer"]), _compiled(_ASSET["soft_offer"])
 _KINDS = [
-  _Kind(
-    frozenset(kind["words"].split()), frozenset(kind.get("types", ())), _compiled(kind["pattern"])
-  )
+  _Kind(words(kind["words"]), frozenset(kind.get("types", ())), _compiled(kind["pattern"]))
   for kind in _ASSET["kinds"]
 ]
 
@@ -130,8 +126,8 @@ def kinds_asked(question: str) -> frozenset[int]:
   return frozenset(n for n, kind in enumerate(_KINDS) if kind.pattern.search(question))
 
 
-def kinds_of(words: frozenset[str], type_of: str) -> frozenset[int]:
+def kinds_of(about: frozenset[str], type_of: str) -> frozenset[int]:
   """The kinds of value that an argument is, by the words that name or describe it and its type."""
   return frozenset(
-    n for n, kind in enumerate(_KINDS) if words & kind.words or type_of in kind.types
+    n for n, kind in enumerate(_KINDS) if about & kind.words or type_of in kind.types
   )

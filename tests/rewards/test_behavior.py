@@ -81,6 +81,7 @@ from grpo_jax.tasks.schema import ToolTask
     ("I can't do this. Would you like me to book an appointment?", "declines"),
     ("I can't order coffee, but I can set an alarm if you tell me the time.", "declines"),
     ("I can't help with that. Please let me know if you have any other questions.", "declines"),
+    ("I can't order food. If you need a ride, please provide the details.", "declines"),
     ("I can't do that. Please give me the city.", "hedging"),
     # It sounds like declining, or declines and then does it.
     ("I can't find your date; which one?", "asks"),
@@ -203,6 +204,13 @@ def test_an_argument_is_named_by_its_kind_and_without_words_like_number():
   task = clarify_task(recipient="", amount="", day="", city="")
   everything = "Who is it for, how much is it, when is it and where?"
   assert asks_for_missing(read_text(everything), task) == "asks_everything"
+
+
+def test_an_argument_is_named_by_two_of_its_choices():
+  task = clarify_task(cabin="", meal="")
+  task.tools[0].parameters["properties"]["cabin"]["enum"] = ["economy", "business", "first"]
+  assert asks_for_missing(read_text("Economy or business?"), task) == "asks"
+  assert asks_for_missing(read_text("Is it for business?"), task) == "wrong_question"
 
 
 def test_what_a_description_says_of_other_arguments_asks_for_none_of_them():
